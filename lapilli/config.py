@@ -1,0 +1,154 @@
+"""Options in typed sections. Each section is a dataclass declared beside its reader; this module loads them.
+
+The file is oslo.config's INI form, with the upstream option names where the meaning is the same. No file at
+all gives every option its default: a working embedded service.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, cast, get_type_hints
+
+from lapilli.errors import ConfigError
+
+S = TypeVar("S")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    secret: bool = False,
+) -> Any:
+    """A dataclass field that is a configuration option; lists take comma-separated values."""
+    meta = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "secret": secret}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+class Config:
+    """Values of one configuration file, read section by section."""
+
+    def __init__(
+        self, values: Mapping[str, Mapping[str, str]] | None = None, *, state_dir: str = "./var"
+    ) -> None:
+        self._values = values or {}
+        self.state_dir = os.path.abspath(state_dir)
+        self._read: dict[tuple[type, str], Any] = {}
+
+    @classmethod
+    def load(cls, path: str | None, *, state_dir: str | None = None) -> Config:
+        """Read a file; None reads nothing. Raises `ConfigError` when it cannot be read or parsed.
+
+        `state_dir` wins over the file's `state_path`.
+        """
+        values: dict[str, dict[str, str]] = {}
+        if path is not None:
+            values = _parse(path)
+        directory = state_dir or values.get("DEFAULT", {}).get("state_path") or "./var"
+        return cls(values, state_dir=directory)
+
+    def sections(self) -> list[str]:
+        """Names of the sections that the file holds."""
+        return list(self._values)
+
+    def read(self, section_type: type[S], name: str = "DEFAULT", *, fallback: str | None = None) -> S:
+        """Values of a section; `fallback` names a section that supplies options this one lacks.
+
+        Raises `ConfigError` that names section, option and value.
+        """
+        key = (section_type, f"{name}|{fallback}")
+        if key not in self._read:
+            self._read[key] = self._build(section_type, name, fallback)
+        return cast(S, self._read[key])
+
+    def _build(self, section_type: type[S], name: str, fallback: str | None) -> S:
+        given = dict(self._values.get(fallback, {})) if fallback else {}
+        given.update(self._values.get(name, {}))
+        hints = get_type_hints(section_type)
+        values: dict[str, Any] = {}
+        for entry in fields(cast(Any, section_type)):
+            if entry.name in given:
+                values[entry.name] = _convert(
+                    name, entry.name, given[entry.name], hints[entry.name], entry.metadata
+                )
+        return section_type(**values)
+
+
+def _parse(path: str) -> dict[str, dict[str, str]]:
+    from oslo_config import iniparser  # noqa: PLC0415 - only a service with a file pays for the import
+
+    sections: dict[str, dict[str, str]] = {}
+
+    class Reader(iniparser.BaseParser):  # type: ignore[misc]
+        current = "DEFAULT"
+
+        def new_section(self, section: str) -> None:
+            Reader.current = section
+            sections.setdefault(section, {})
+
+        def assignment(self, key: str, value: list[str]) -> None:
+            sections.setdefault(Reader.current, {})[key] = "\n".join(value)
+
+    try:
+        with open(path, encoding="utf-8") as lines:
+            Reader().parse(lines)
+    except (OSError, iniparser.ParseError) as problem:
+        raise ConfigError(f"Configuration file {path} cannot be read: {problem}") from problem
+    return sections
+
+
+_TRUE = {"true", "1", "yes", "on"}
+_FALSE = {"false", "0", "no", "off"}
+
+
+def _convert(section: str, name: str, text: str, kind: Any, meta: Mapping[str, Any]) -> Any:
+    shown = "(secret)" if meta.get("secret") else repr(text)
+
+    def bad(expected: str) -> ConfigError:
+        return ConfigError(f"[{section}] {name} = {shown}: {expected} expected.")
+
+    base = [part for part in getattr(kind, "__args__", (kind,)) if part is not type(None)]
+    value: Any = text
+    if kind == list[str]:
+        value = [part.strip() for part in text.split(",") if part.strip()]
+    elif bool in base:
+        lowered = text.strip().lower()
+        if lowered not in _TRUE | _FALSE:
+            raise bad("true or false")
+        value = lowered in _TRUE
+    elif int in base or float in base:
+        try:
+            value = int(text) if int in base else float(text)
+        except ValueError:
+            raise bad("a whole number" if int in base else "a number") from None
+    if meta.get("minimum") is not None and value < meta["minimum"]:
+        raise bad(f"at least {meta['minimum']}")
+    if meta.get("maximum") is not None and value > meta["maximum"]:
+        raise bad(f"at most {meta['maximum']}")
+    if meta.get("choices") and value not in meta["choices"]:
+        raise bad(f"one of {', '.join(meta['choices'])}")
+    return value
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """Options that every role reads."""
+
+    host: str | None = option(None, "Host part of service and pool names; default: this machine's name.")
+    state_path: str | None = option(None, "State directory; the command's --state-dir wins.")
+    enabled_backends: list[str] = option(["filepool"], "Back ends, each with a section of its name.")
+    storage_availability_zone: str = option("nova", "Availability zone of this host's services.")
+    report_interval: int = option(10, "Seconds between heartbeats.", minimum=1)
+    service_down_time: int = option(
+        60, "Seconds without a heartbeat after which a service is down.", minimum=2
+    )
+    backend_stats_polling_interval: int = option(60, "Seconds between pool statistics.", minimum=3)
+    log_file: str | None = option(None, "Log to this file instead of standard error.")
+    log_level: str = option("INFO", "Lowest level logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR"))

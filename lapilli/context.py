@@ -1,0 +1,49 @@
+"""Who asks: the identity behind a request, and the contract of what establishes it."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+_REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """The caller of one request; also stored with the durable work that the request starts."""
+
+    user_id: str
+    project_id: str
+    roles: frozenset[str] = frozenset()
+    request_id: str = ""
+    global_request_id: str | None = None
+    service_roles: frozenset[str] = frozenset()
+
+    @property
+    def is_admin(self) -> bool:
+        """Upstream's `context_is_admin`: the role admin."""
+        return "admin" in self.roles
+
+
+class Authenticator(Protocol):
+    """Turns request headers into a `Context`. May be called from many threads at once."""
+
+    def authenticate(self, headers: Mapping[str, str]) -> Context:
+        """Return the caller; header names are upper case. Raises `Unauthorized`."""
+
+    @property
+    def challenge(self) -> str:
+        """Value of the `WWW-Authenticate` header that goes with a 401."""
+
+
+def new_request_id() -> str:
+    """A fresh `req-<uuid>`."""
+    return f"req-{uuid.uuid4()}"
+
+
+def global_request_id(value: str | None) -> str | None:
+    """The caller's own request id when it has the form `req-<uuid>`, else None."""
+    return value if value and _REQUEST_ID.fullmatch(value) else None

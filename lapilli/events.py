@@ -1,0 +1,69 @@
+"""One `emit` for everything worth telling: a log line now, and whatever sinks `compose` adds.
+
+Names follow upstream notifications (`volume.create.end`). Fields never hold a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+Sink = Callable[[str, dict[str, Any]], None]
+
+_log = logging.getLogger("lapilli.events")
+_sinks: list[Sink] = []
+_local = threading.local()
+
+
+def emit(name: str, **fields: Any) -> None:
+    """Tell that `name` happened, with plain JSON fields."""
+    _log.info(name, extra={"fields": fields})
+    for sink in _sinks:
+        sink(name, fields)
+
+
+def add_sink(sink: Sink) -> None:
+    """Called by `compose` only, before any thread starts."""
+    _sinks.append(sink)
+
+
+def set_request_id(request_id: str | None) -> None:
+    """Mark this thread's following log lines with a request id; None ends it."""
+    _local.request_id = request_id
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, request id, and the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        request_id = getattr(_local, "request_id", None)
+        if request_id:
+            line["request_id"] = request_id
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_to(path: str | None, level: str = "INFO") -> None:
+    """Send structured logs to a file, or to standard error when `path` is None."""
+    handler: logging.Handler = logging.FileHandler(path) if path else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger("lapilli")
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    root.propagate = False

@@ -1,0 +1,108 @@
+"""Contract of a storage back end.
+
+Every call may run twice with the same arguments and must then succeed with the same result: names on the
+back end derive from ids (`volume-<uuid>`), and a call looks before it makes. A call may be cut off anywhere
+(kill -9) and is then run again, or undone by its opposite. Callers: the tasks in `flows`, from many threads,
+never two at once for one volume. All raise `StorageError` (or `Busy`) with a text that a user may read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes total); cheap to call often
+
+
+class VolumeRef(msgspec.Struct, frozen=True):
+    """What a driver needs to know of a volume: its id, its size in GiB and the pool it is placed in."""
+
+    id: str
+    size: int
+    pool: str
+
+
+class SnapshotRef(msgspec.Struct, frozen=True):
+    """A snapshot of `volume_id`, `size` GiB, in the volume's pool."""
+
+    id: str
+    volume_id: str
+    size: int
+    pool: str
+
+
+class BlockAddress(msgspec.Struct, frozen=True):
+    """Where QEMU (and a user-space target) reaches a volume: `kind` is file, block, rbd or nbd."""
+
+    kind: str
+    location: str
+    format: str = "raw"
+
+
+class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Statistics of one pool, in GiB; `capabilities` are matched by extra specs and shown by get_pools."""
+
+    pool: str
+    total_gb: float
+    free_gb: float
+    thin: bool
+    capabilities: dict[str, Any] = {}
+
+
+class Driver(Protocol):
+    """What every back end can do."""
+
+    def start(self) -> None:
+        """Check and prepare the back end at the start of a process; cheap when repeated."""
+
+    def pools(self) -> Sequence[PoolStats]:
+        """Present statistics, measured now."""
+
+    def create(self, volume: VolumeRef) -> None:
+        """Make an empty volume that reads as zeros."""
+
+    def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
+        """Make a volume with the snapshot's content, grown to `volume.size`."""
+
+    def clone(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
+        """Make a volume with the source's content, grown to `volume.size`."""
+
+    def delete(self, volume: VolumeRef) -> None:
+        """Remove it and free its space; a missing one is success. Raises `Busy`."""
+
+    def extend(self, volume: VolumeRef, new_size: int) -> None:
+        """Grow to `new_size` GiB; a volume of that size or larger is success."""
+
+    def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
+        """Freeze the volume's content. With `in_use` the result must be crash-consistent, else refuse."""
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        """Remove it; a missing one is success. Raises `Busy`."""
+
+    def address(self, volume: VolumeRef) -> BlockAddress:
+        """Where the volume's bytes are reached from this host."""
+
+    def volumes(self) -> Sequence[str]:
+        """Ids of all volumes the back end holds (for reconciliation)."""
+
+    def snapshots(self) -> Sequence[str]:
+        """Ids of all snapshots the back end holds."""
+
+
+@runtime_checkable
+class ImageCache(Protocol):
+    """Optional: keep the raw form of an image at the back end, and clone volumes from it instantly.
+
+    `key` names one exact image content (it changes when the image does).
+    """
+
+    def clone_cached(self, volume: VolumeRef, key: str) -> bool:
+        """Make the volume from the cached image, grown to its size; False when the image is not cached."""
+
+    def keep_cached(self, volume: VolumeRef, key: str) -> None:
+        """Keep the volume's present content as the image's raw form (called right after a conversion)."""
+
+    def evict_cached(self, keep: Callable[[str], bool]) -> Sequence[str]:
+        """Drop every cached image whose key `keep` refuses; returns the keys dropped."""

@@ -1,0 +1,68 @@
+"""Contract of a target: the daemon that serves a volume's bytes to hypervisors.
+
+As with drivers, every call may run twice and may be cut off anywhere. Nothing here is a secret but
+`ExportSpec.secret`, which goes to the target by a channel that no process list or log shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from lapilli.ports.driver import BlockAddress
+
+
+class ExportSpec(msgspec.Struct, frozen=True):
+    """One export: which volume, where its bytes are, and the CHAP secret (`username`, `password`), if any.
+
+    `data` is what `prepare` chose (iqn, portal, lun): it is stored, and is enough to rebuild the export.
+    """
+
+    volume_id: str
+    address: BlockAddress
+    data: dict[str, Any]
+    secret: dict[str, str]
+
+
+class Target(Protocol):
+    """What every target can do."""
+
+    name: str
+
+    def start(self) -> None:
+        """See that the daemon is there; start it when it is ours to start."""
+
+    def stop(self) -> None:
+        """Stop a daemon that we started, unless it still serves exports."""
+
+    def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Choose public data and secret for a new export. Pure: nothing outside changes."""
+
+    def export(self, spec: ExportSpec) -> None:
+        """Serve the volume; an export that is already as wanted is success."""
+
+    def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
+        """Stop serving it, cutting off sessions; a missing export is success."""
+
+    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+        """Let initiators see a new size without cutting them off; a missing export is success."""
+
+    def exports(self) -> Sequence[str]:
+        """Ids of the volumes that are served now."""
+
+    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+        """Make the daemon serve exactly `wanted`; returns a plain sentence per difference mended.
+
+        Called at the start, and whenever the daemon has been restarted. Exports that stand as wanted are
+        not touched (guests are using them).
+        """
+
+    def connection_info(
+        self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str
+    ) -> dict[str, Any]:
+        """`{"driver_volume_type": ..., "data": {...}}` as os-brick and QEMU expect it. Pure.
+
+        Raises `InvalidInput` when the connector lacks what this target needs (iSCSI: `initiator`).
+        """
