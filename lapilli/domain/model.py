@@ -15,7 +15,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records."""
 
 
-class Volume(Record):
+class Volume(Record, frozen=True, kw_only=True):
     """A block volume. `host` is `host@backend#pool`, None until it has been placed."""
 
     id: str
@@ -59,7 +59,7 @@ class Volume(Record):
         return self.admin_metadata.get("readonly") == "True"
 
 
-class Snapshot(Record):
+class Snapshot(Record, frozen=True, kw_only=True):
     """A point in time of a volume; lives on the volume's pool."""
 
     id: str
@@ -82,7 +82,7 @@ class Snapshot(Record):
     updated_at: datetime | None = None
 
 
-class Attachment(Record):
+class Attachment(Record, frozen=True, kw_only=True):
     """One user of a volume: a server, or a host. `connection_info` is flat, as the API shows it."""
 
     id: str
@@ -101,7 +101,7 @@ class Attachment(Record):
     updated_at: datetime | None = None
 
 
-class Export(Record):
+class Export(Record, frozen=True, kw_only=True):
     """What a target serves for a volume. `data` is public; `secret` never leaves the store and the target."""
 
     volume_id: str
@@ -112,7 +112,7 @@ class Export(Record):
     created_at: datetime
 
 
-class Connection(Record):
+class Connection(Record, frozen=True, kw_only=True):
     """One holder of an export: an attachment id, or `connector:<name>` for the calls without attachments."""
 
     volume_id: str
@@ -121,7 +121,7 @@ class Connection(Record):
     created_at: datetime
 
 
-class VolumeType(Record):
+class VolumeType(Record, frozen=True, kw_only=True):
     """A volume type with its extra specs."""
 
     id: str
@@ -134,7 +134,7 @@ class VolumeType(Record):
     updated_at: datetime | None = None
 
 
-class Service(Record):
+class Service(Record, frozen=True, kw_only=True):
     """One role on one host (`host` or `host@backend`), kept alive by heartbeats."""
 
     id: str
@@ -152,7 +152,7 @@ class Service(Record):
     updated_at: datetime | None = None
 
 
-class Pool(Record):
+class Pool(Record, frozen=True, kw_only=True):
     """A pool with its latest statistics and with what placements have claimed of it (GiB).
 
     `allocated_gb` is the size of everything placed here; `reported_allocated_gb` is the same figure when
@@ -169,7 +169,7 @@ class Pool(Record):
     reported_at: datetime | None = None
 
 
-class Message(Record):
+class Message(Record, frozen=True, kw_only=True):
     """A user message about an asynchronous failure; ids as in behaviour.md section 12."""
 
     id: str
@@ -184,7 +184,7 @@ class Message(Record):
     expires_at: datetime
 
 
-class Operation(Record):
+class Operation(Record, frozen=True, kw_only=True):
     """A durable operation: queue entry, lock and journal in one row (house.md section 5)."""
 
     id: str

@@ -1,0 +1,203 @@
+"""The declaration language of the API (`route`, `action`, version windows) and the dispatch to handlers.
+
+One file in `api/resources/` owns a resource: its `route = Routes()` is found by scan. Handlers hold no
+version tests, raise no HTTP error, and know no SQL.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lapilli.api import access, resources
+from lapilli.api.access import OPEN, Rule
+from lapilli.api.fields import Body, Look, View, minor
+from lapilli.context import Context
+from lapilli.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from lapilli.flows.core import Core
+
+Handler = Callable[..., Any]
+H = TypeVar("H", bound=Handler)
+NEWEST = 9999
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through a handler."""
+
+    core: Core
+    context: Context
+    version: int  # minor number: 0 to 71
+    method: str
+    base_url: str  # "http://host:port", or public_endpoint
+    path: str  # after /v3 and without the project segment, e.g. "/volumes/detail"
+    url_project: str | None  # the project segment of the URL, when it had one
+    params: Mapping[str, str]  # query parameters, the last value of each
+    headers: Mapping[str, str]  # upper-case names
+    body: Any  # the decoded document, None without one
+    response_headers: dict[str, str]
+
+    def allows(self, rule: Rule) -> bool:
+        """Whether the caller passes a rule."""
+        return access.allows(self.context, rule)
+
+    def enforce(self, rule: Rule) -> None:
+        """Raises `Forbidden` unless the caller passes a rule."""
+        access.enforce(self.context, rule)
+
+    @property
+    def project_scope(self) -> str | None:
+        """What to pass as `project_id` to a look-up: None for an administrator, who may see all."""
+        return None if self.context.is_admin else self.context.project_id
+
+    def links(self, collection: str, identifier: str) -> list[dict[str, str]]:
+        """The `self` and `bookmark` links of an item."""
+        project = f"/{self.url_project}" if self.url_project else ""
+        tail = f"{project}/{collection}/{identifier}"
+        return [
+            {"rel": "self", "href": f"{self.base_url}/v3{tail}"},
+            {"rel": "bookmark", "href": f"{self.base_url}{tail}"},
+        ]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One declared call."""
+
+    method: str
+    path: str
+    handler: Handler
+    rule: Rule
+    status: int
+    since: int
+    until: int
+    accepts: Body | None
+    returns: View | None
+    action: str | None = None
+    query: tuple[str, ...] = ()
+    hidden: bool = False  # a refusal by `rule` looks like a missing resource
+
+    def serves(self, version: int) -> bool:
+        """Whether the window holds a microversion."""
+        return self.since <= version <= self.until
+
+    def run(self, call: Call, arguments: Mapping[str, str]) -> Any:
+        """Validate, enforce, handle and render; the answer is a JSON value or None."""
+        values = dict(arguments)
+        positional: list[Any] = []
+        document = call.body[self.action] if self.action is not None else call.body
+        if self.accepts is not None:
+            if document is None and not self.accepts.nullable:
+                raise InvalidInput("A request body is required.")
+            positional.append(self.accepts.accept(document, call.version))
+        elif self.action is not None:
+            positional.append(document)
+        try:
+            call.enforce(self.rule)
+        except Exception:
+            if self.hidden:
+                raise NotFound("The resource could not be found.") from None
+            raise
+        answer = self.handler(call, *values.values(), *positional)
+        if self.returns is not None and answer is not None and not isinstance(answer, dict):
+            return {self.returns.key: self.returns.render(answer, Look(call))}
+        return answer
+
+
+class Routes:
+    """The calls of one resource file, in the order of declaration."""
+
+    def __init__(self) -> None:
+        self.declared: list[Route] = []
+
+    def _declare(
+        self,
+        method: str,
+        path: str,
+        *,
+        rule: Rule = OPEN,
+        status: int = 200,
+        since: str | None = None,
+        until: str | None = None,
+        accepts: Body | None = None,
+        returns: View | None = None,
+        action: str | None = None,
+        query: tuple[str, ...] = (),
+        hidden: bool = False,
+    ) -> Callable[[H], H]:
+        def keep(handler: H) -> H:
+            window = minor(since, 0), minor(until, NEWEST)
+            self.declared.append(
+                Route(method, path, handler, rule, status, *window, accepts, returns, action, query, hidden)
+            )
+            return handler
+
+        return keep
+
+    def get(self, path: str, **declaration: Any) -> Callable[[H], H]:
+        """Declare a GET: `handler(call, *path values)`."""
+        return self._declare("GET", path, **declaration)
+
+    def post(self, path: str, **declaration: Any) -> Callable[[H], H]:
+        """Declare a POST: `handler(call, *path values, body value)` when it `accepts` one."""
+        return self._declare("POST", path, **declaration)
+
+    def put(self, path: str, **declaration: Any) -> Callable[[H], H]:
+        """Declare a PUT."""
+        return self._declare("PUT", path, **declaration)
+
+    def delete(self, path: str, **declaration: Any) -> Callable[[H], H]:
+        """Declare a DELETE."""
+        return self._declare("DELETE", path, **declaration)
+
+    def action(self, path: str, name: str, **declaration: Any) -> Callable[[H], H]:
+        """Declare an action: a POST whose body is `{name: value}`; `handler(call, *path values, value)`."""
+        return self._declare("POST", path, action=name, **declaration)
+
+
+def scan() -> list[Route]:
+    """Every route declared by the modules of `api/resources/`."""
+    found: list[Route] = []
+    for module in pkgutil.iter_modules(resources.__path__):
+        loaded = importlib.import_module(f"{resources.__name__}.{module.name}")
+        found.extend(loaded.route.declared)
+    return found
+
+
+class Endpoint:
+    """All declared calls of one path and method, across versions and actions."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        self.routes = routes
+
+    def choose(self, call: Call) -> Route:
+        """The route for a call's version (and action). Raises `NotFound` or `InvalidInput`."""
+        candidates = self.routes
+        if candidates[0].action is not None:
+            candidates = [route for route in candidates if route.action == self._action(call)]
+            if not candidates:
+                raise InvalidInput(f"There is no such action: {self._action(call)}.")
+        for route in candidates:
+            if route.serves(call.version):
+                return route
+        raise NotFound(f"API version 3.{call.version} is not supported on this method.")
+
+    @staticmethod
+    def _action(call: Call) -> str:
+        if not isinstance(call.body, dict) or len(call.body) != 1:
+            raise InvalidInput("The body of an action is one object with exactly one key: the action's name.")
+        return str(next(iter(call.body)))
+
+
+def endpoints(routes: list[Route]) -> Iterator[tuple[str, str, Endpoint]]:
+    """(path, method, endpoint) for every pair that is declared."""
+    grouped: dict[tuple[str, str], list[Route]] = {}
+    for route in routes:
+        grouped.setdefault((route.path, route.method), []).append(route)
+    for (path, method), declared in grouped.items():
+        yield path, method, Endpoint(declared)

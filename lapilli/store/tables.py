@@ -1,0 +1,258 @@
+"""Tables and indexes: one column per field of `domain.model` (a test keeps them equal).
+
+Lists are served by the indexes on (project_id, created_at, id): keyset paging in constant memory. JSON
+columns hold small maps that are always read with their row. There is no soft delete.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+METADATA = sa.MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
+)
+
+_TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+_ID = sa.String(36)
+_NAME = sa.String(255)
+
+
+def _time(name: str, *, nullable: bool = True) -> sa.Column[object]:
+    return sa.Column(name, _TIME, nullable=nullable)
+
+
+def _map(name: str) -> sa.Column[object]:
+    return sa.Column(name, sa.JSON, nullable=False, default=dict)
+
+
+volumes = sa.Table(
+    "volumes",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("user_id", _NAME, nullable=False),
+    sa.Column("name", _NAME),
+    sa.Column("description", _NAME),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("previous_status", sa.String(32)),
+    sa.Column("attach_status", sa.String(32), nullable=False),
+    sa.Column("migration_status", _NAME),
+    sa.Column("replication_status", sa.String(32)),
+    sa.Column("availability_zone", _NAME),
+    sa.Column("host", _NAME, index=True),
+    sa.Column("volume_type_id", _ID, nullable=False, index=True),
+    sa.Column("snapshot_id", _ID),
+    sa.Column("source_volid", _ID),
+    sa.Column("image_id", _ID),
+    sa.Column("group_id", _ID, index=True),
+    sa.Column("bootable", sa.Boolean, nullable=False),
+    sa.Column("multiattach", sa.Boolean, nullable=False),
+    sa.Column("encryption_key_id", _ID),
+    sa.Column("consumes_quota", sa.Boolean, nullable=False),
+    sa.Column("shared_targets", sa.Boolean, nullable=False),
+    sa.Column("service_uuid", _ID),
+    sa.Column("provider_id", _NAME),
+    sa.Column("cluster_name", _NAME),
+    sa.Column("name_id", _ID),
+    sa.Column("fault", sa.Text),
+    _map("metadata"),
+    _map("admin_metadata"),
+    _map("image_metadata"),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    _time("launched_at"),
+    sa.Index(None, "project_id", "created_at", "id"),
+    sa.Index(None, "created_at", "id"),
+)
+
+snapshots = sa.Table(
+    "snapshots",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("volume_id", _ID, nullable=False, index=True),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("user_id", _NAME, nullable=False),
+    sa.Column("name", _NAME),
+    sa.Column("description", _NAME),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("progress", sa.String(8), nullable=False),
+    sa.Column("volume_type_id", _ID, nullable=False),
+    sa.Column("group_snapshot_id", _ID),
+    sa.Column("encryption_key_id", _ID),
+    sa.Column("consumes_quota", sa.Boolean, nullable=False),
+    _map("metadata"),
+    _map("image_metadata"),
+    sa.Column("bootable", sa.Boolean, nullable=False),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    sa.Index(None, "project_id", "created_at", "id"),
+    sa.Index(None, "created_at", "id"),
+)
+
+attachments = sa.Table(
+    "attachments",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("volume_id", _ID, nullable=False, index=True),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("instance_id", _ID),
+    sa.Column("attached_host", _NAME),
+    sa.Column("mountpoint", _NAME),
+    sa.Column("attach_mode", sa.String(8)),
+    sa.Column("attach_status", sa.String(32), nullable=False),
+    sa.Column("connector", sa.JSON),
+    sa.Column("connection_info", sa.JSON),
+    _time("attached_at"),
+    _time("detached_at"),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    sa.Index(None, "project_id", "created_at", "id"),
+)
+
+exports = sa.Table(
+    "exports",
+    METADATA,
+    sa.Column("volume_id", _ID, primary_key=True),
+    sa.Column("backend", _NAME, nullable=False, index=True),
+    sa.Column("target", sa.String(32), nullable=False),
+    _map("data"),
+    _map("secret"),
+    _time("created_at", nullable=False),
+)
+
+connections = sa.Table(
+    "connections",
+    METADATA,
+    sa.Column("volume_id", _ID, primary_key=True),
+    sa.Column("holder", _NAME, primary_key=True),
+    _map("connector"),
+    _time("created_at", nullable=False),
+)
+
+volume_types = sa.Table(
+    "volume_types",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("name", _NAME, nullable=False, unique=True),
+    sa.Column("description", _NAME),
+    sa.Column("is_public", sa.Boolean, nullable=False),
+    sa.Column("qos_specs_id", _ID),
+    _map("extra_specs"),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+)
+
+volume_type_access = sa.Table(
+    "volume_type_access",
+    METADATA,
+    sa.Column("volume_type_id", _ID, primary_key=True),
+    sa.Column("project_id", _NAME, primary_key=True),
+)
+
+quota_limits = sa.Table(
+    "quota_limits",
+    METADATA,
+    sa.Column("project_id", _NAME, primary_key=True),
+    sa.Column("resource", _NAME, primary_key=True),
+    sa.Column("hard_limit", sa.Integer, nullable=False),
+)
+
+quota_class_limits = sa.Table(
+    "quota_class_limits",
+    METADATA,
+    sa.Column("class_name", _NAME, primary_key=True),
+    sa.Column("resource", _NAME, primary_key=True),
+    sa.Column("hard_limit", sa.Integer, nullable=False),
+)
+
+quota_usages = sa.Table(
+    "quota_usages",
+    METADATA,
+    sa.Column("project_id", _NAME, primary_key=True),
+    sa.Column("resource", _NAME, primary_key=True),
+    sa.Column("in_use", sa.BigInteger, nullable=False),
+    sa.Column("reserved", sa.BigInteger, nullable=False),
+)
+
+services = sa.Table(
+    "services",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("host", _NAME, nullable=False),
+    sa.Column("binary", sa.String(32), nullable=False),
+    sa.Column("availability_zone", _NAME, nullable=False),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+    sa.Column("disabled_reason", _NAME),
+    sa.Column("frozen", sa.Boolean, nullable=False),
+    sa.Column("replication_status", sa.String(32)),
+    sa.Column("active_backend_id", _NAME),
+    sa.Column("backend_state", sa.String(8)),
+    _time("heartbeat_at"),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    sa.UniqueConstraint("host", "binary", name="uq_services_host_binary"),
+)
+
+pools = sa.Table(
+    "pools",
+    METADATA,
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("backend", _NAME, nullable=False, index=True),
+    sa.Column("availability_zone", _NAME, nullable=False),
+    _map("capabilities"),
+    sa.Column("allocated_gb", sa.BigInteger, nullable=False),
+    sa.Column("reported_allocated_gb", sa.BigInteger, nullable=False),
+    sa.Column("volumes", sa.Integer, nullable=False),
+    _time("reported_at"),
+)
+
+messages = sa.Table(
+    "messages",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("resource_type", sa.String(32), nullable=False),
+    sa.Column("resource_id", _ID, nullable=False),
+    sa.Column("action_id", sa.String(8), nullable=False),
+    sa.Column("detail_id", sa.String(8), nullable=False),
+    sa.Column("level", sa.String(16), nullable=False),
+    _time("created_at", nullable=False),
+    _time("expires_at", nullable=False),
+    sa.Index(None, "project_id", "created_at", "id"),
+)
+
+operations = sa.Table(
+    "operations",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("steps_version", sa.Integer, nullable=False),
+    sa.Column("resource_id", _ID, nullable=False, index=True),
+    sa.Column("lane", sa.String(64), nullable=False),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("user_id", _NAME, nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("host", _NAME),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("owner", _NAME),
+    sa.Column("claim", sa.Integer, nullable=False),
+    _time("lease_until"),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    _map("args"),
+    _map("results"),
+    sa.Column("error", sa.JSON),
+    sa.Column("bytes_done", sa.BigInteger, nullable=False),
+    sa.Column("bytes_total", sa.BigInteger, nullable=False),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    _time("finished_at"),
+    # what a worker asks for: unfinished work of its role and host, oldest first
+    sa.Index("ix_operations_queue", "state", "role", "host", "created_at"),
+    sa.Index("ix_operations_lane", "lane", "state"),
+)
