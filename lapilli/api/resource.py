@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lapilli.api import access, resources
 from lapilli.api.access import OPEN, Rule
 from lapilli.api.fields import Body, Look, View, minor
+from lapilli.api.options import ApiOptions
 from lapilli.context import Context
 from lapilli.errors import InvalidInput, NotFound
 
@@ -41,6 +42,7 @@ class Call:
     headers: Mapping[str, str]  # upper-case names
     body: Any  # the decoded document, None without one
     response_headers: dict[str, str]
+    options: ApiOptions = field(default_factory=ApiOptions)
 
     def allows(self, rule: Rule) -> bool:
         """Whether the caller passes a rule."""

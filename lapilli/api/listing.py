@@ -1,0 +1,508 @@
+"""Lists: paging, sorting, filters, counts and time comparisons, declared once per collection.
+
+    LIST = listing(
+        Volume,
+        "volumes",
+        resource="volume",                       # its row in the file of configured filters
+        filters=(flag("bootable", strict="3.2"), maps("metadata", "metadata", "admin_metadata"),
+                 times("created_at", since="3.60"), exact("group_id", since="3.10")),
+        aliases={"display_name": "name"},        # further words for a column, in filters and in sort
+        counted="3.45",
+    )
+
+    @route.get("/volumes", rule=...)
+    def index(call: Call) -> dict[str, Any]:
+        with call.core.store.read() as connection:
+            page = LIST.page(call, connection, extra_condition, ...)
+        return page.answer(SUMMARY.render_all(page.items, Look(call)))
+
+Every plain column of the record is an exact filter (and a sort key) without being declared; what a caller may
+use follows from the microversion, the configured list and whether the caller is an administrator. Keys that
+the handler reads from `call.params` itself are named in `handled`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+
+from lapilli.api.fields import MAX_INT, minor, strict_bool
+from lapilli.api.resource import Call
+from lapilli.domain.model import Record
+from lapilli.errors import ConfigError, InvalidInput, NotFound
+from lapilli.store import records
+
+R = TypeVar("R", bound=Record)
+Condition = sa.ColumnElement[bool]
+
+_PAGING = frozenset({"limit", "marker", "offset", "sort", "sort_key", "sort_dir", "all_tenants"})
+_STRICT = 31  # from 3.31 on an unknown filter is refused
+_LIKE = 34
+
+DEFAULT_FILTERS: dict[str, tuple[str, ...]] = {
+    "volume": (
+        "name",
+        "status",
+        "metadata",
+        "bootable",
+        "migration_status",
+        "availability_zone",
+        "group_id",
+        "size",
+        "created_at",
+        "updated_at",
+        "consumes_quota",
+    ),
+    "backup": ("name", "status", "volume_id"),
+    "snapshot": ("name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"),
+    "group": ("name",),
+    "group_snapshot": ("name", "status", "group_id"),
+    "attachment": ("volume_id", "status", "instance_id", "attach_status"),
+    "message": ("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
+    "pool": ("name", "volume_type"),
+    "volume_type": ("is_public", "extra_specs"),
+}
+
+
+@lru_cache(maxsize=8)
+def configured_filters(path: str | None) -> Mapping[str, tuple[str, ...]]:
+    """Filters open to everybody, by resource. Raises `ConfigError` for a file that cannot be used."""
+    if path is None:
+        return DEFAULT_FILTERS
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        return {str(name): tuple(str(key) for key in keys) for name, keys in document.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as problem:
+        raise ConfigError(f"[DEFAULT] resource_query_filters_file = {path!r}: {problem}") from problem
+
+
+# --- filters ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter key: builds a condition from the text given, at a microversion; False finds nothing."""
+
+    name: str
+    build: Callable[[sa.Table, str, int], Condition | bool]
+    since: int = 0
+
+
+def exact(name: str, *, column: str | None = None, since: str | None = None) -> Filter:
+    """Equality with a column; a list literal means any of its values."""
+    return Filter(name, lambda table, text, _version: _equal(table.c[column or name], text), minor(since, 0))
+
+
+def nothing(name: str) -> Filter:
+    """A key that is accepted and never matches."""
+    return Filter(name, lambda _table, _text, _version: False)
+
+
+def flag(name: str, *, strict: str | None = None, since: str | None = None) -> Filter:
+    """A boolean; before `strict` any text that is no false spelling means true."""
+    edge = minor(strict, 0)
+
+    def build(table: sa.Table, text: str, version: int) -> Condition:
+        if version >= edge:
+            return table.c[name].is_(strict_bool(text, name))
+        return table.c[name].is_(text.strip().lower() not in ("false", "0", "off", "no", "n", "f"))
+
+    return Filter(name, build, minor(since, 0))
+
+
+def maps(name: str, *columns: str, since: str | None = None) -> Filter:
+    """A dict literal: each pair must be found in one of the JSON columns."""
+
+    def build(table: sa.Table, text: str, _version: int) -> Condition | bool:
+        wanted = literal(text)
+        if not isinstance(wanted, dict):
+            return False
+        found: list[Condition] = []
+        for key, value in wanted.items():
+            word = str(key)
+            if '"' in word or "\\" in word:  # cannot be part of a JSON path
+                return False
+            found.append(sa.or_(*(table.c[column][word].as_string() == str(value) for column in columns)))
+        return sa.and_(sa.true(), *found)
+
+    return Filter(name, build, minor(since, 0))
+
+
+def times(name: str, *, since: str | None = None) -> Filter:
+    """`op:ISO8601[,op:ISO8601...]`; several comparisons are alternatives (Q4)."""
+
+    def build(table: sa.Table, text: str, _version: int) -> Condition:
+        return sa.or_(*(_compare(table.c[name], name, part) for part in text.split(",")))
+
+    return Filter(name, build, minor(since, 0))
+
+
+def host(name: str = "host") -> Filter:
+    """`host`, `host@backend` or `host@backend#pool`: matches at the level given."""
+
+    def build(table: sa.Table, text: str, _version: int) -> Condition:
+        column = table.c[name]
+        if "#" in text:
+            return column == text
+        ends = ("#",) if "@" in text else ("@", "#")
+        inner = (column.startswith(text + end, autoescape=True) for end in ends)
+        return sa.or_(column == text, *inner)
+
+    return Filter(name, build)
+
+
+def literal(text: str) -> Any:
+    """The value of a Python literal, or None when the text is none."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _equal(column: sa.Column[Any], text: str) -> Condition | bool:
+    if text.startswith("[") and isinstance(several := literal(text), list):
+        chosen = [value for value in (_value(column, str(each)) for each in several) if value is not None]
+        return column.in_(chosen) if chosen else False
+    value = _value(column, text)
+    return False if value is None else column == value
+
+
+def _value(column: sa.Column[Any], text: str) -> Any:
+    """The text as the column's type; None when it cannot be one of its values."""
+    try:
+        if isinstance(column.type, sa.Boolean):
+            return strict_bool(text, column.name)
+        if isinstance(column.type, sa.Integer):
+            number = int(text)
+            return number if abs(number) <= MAX_INT else None
+        if isinstance(column.type, sa.DateTime):
+            return _moment(text)
+    except (ValueError, InvalidInput):
+        return None
+    return text
+
+
+_OPERATORS: dict[str, Callable[[Any, datetime], Condition]] = {
+    "gt": lambda column, moment: column > moment,
+    "gte": lambda column, moment: column >= moment,
+    "eq": lambda column, moment: column == moment,
+    "neq": lambda column, moment: column != moment,
+    "lt": lambda column, moment: column < moment,
+    "lte": lambda column, moment: column <= moment,
+}
+
+
+def _compare(column: sa.Column[Any], name: str, part: str) -> Condition:
+    word, _, text = part.strip().partition(":")
+    try:
+        return _OPERATORS[word](column, _moment(text))
+    except (KeyError, ValueError):
+        raise InvalidInput(
+            f"Invalid value {part!r} for {name}: one of gt, gte, eq, neq, lt, lte, a colon, "
+            "and a time in ISO 8601 are expected."
+        ) from None
+
+
+def _moment(text: str) -> datetime:
+    """A time as UTC without zone. Raises ValueError."""
+    moment = datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text.strip())
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+# --- lists -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    """One page of records, with what the answer says beside them."""
+
+    items: list[R]
+    links: list[dict[str, str]]
+    count: int | None
+    key: str
+    links_key: str | None
+
+    def answer(self, shown: list[dict[str, Any]]) -> dict[str, Any]:
+        """The document around the rendered items."""
+        document: dict[str, Any] = {self.key: shown}
+        if self.links and self.links_key:
+            document[self.links_key] = self.links
+        if self.count is not None:
+            document["count"] = self.count
+        return document
+
+
+class Listing(Generic[R]):
+    """How one collection is listed. Made by `listing`, whose arguments it explains."""
+
+    def __init__(
+        self,
+        kind: type[R],
+        key: str,
+        *,
+        resource: str | None,
+        links: str | None,
+        filters: Iterable[Filter],
+        aliases: Mapping[str, str],
+        sort_keys: Sequence[str] | None,
+        sort_since: Mapping[str, str],
+        handled: Iterable[str],
+        hidden: Iterable[str],
+        all_tenants: str,
+        project: str | None,
+        counted: str | None,
+        since: str | None,
+        like: str | None,
+    ) -> None:
+        self.kind = kind
+        self.key = key
+        self.resource = resource
+        self.links_key = links
+        self.aliases = dict(aliases)
+        self.handled = frozenset(handled)
+        self.all_tenants = all_tenants
+        self.project = project
+        self.counted = minor(counted, MAX_INT) if counted else MAX_INT
+        self.since = minor(since, 0)
+        self.like = minor(like, MAX_INT) if like else MAX_INT
+        self.table = records.table_of(kind)
+        secret = {*hidden, "fault", "previous_status"}
+        self.columns = {
+            column.name
+            for column in self.table.columns
+            if not isinstance(column.type, sa.JSON) and column.name not in secret
+        }
+        self.filters = {each.name: each for each in filters}
+        self.sort_keys = frozenset(sort_keys) if sort_keys is not None else frozenset(self.columns)
+        self.sort_since = {name: minor(version, 0) for name, version in sort_since.items()}
+
+    def page(self, call: Call, connection: sa.Connection, *conditions: Condition) -> Page[R]:
+        """The page that the call's parameters ask for, among records that also meet `conditions`.
+
+        Raises `InvalidInput` for bad parameters and `NotFound` for an unknown marker.
+        """
+        where = [*conditions, *self._scope(call)]
+        told: dict[str, str] = {}
+        if call.version >= self.since:
+            told = dict(call.params)
+        limit, offset = self._limits(call, told)
+        sort = self._sort(call, told)
+        wants_count = self._wants_count(call, told)
+        empty = not self._narrow(call, told, where)
+        marker = told.get("marker")
+        if marker is not None:
+            self._check_marker(call, connection, marker)
+        items: list[R] = []
+        if limit and not empty:
+            items = records.page(
+                connection, self.kind, where, sort=sort, marker=marker, limit=limit, offset=offset
+            )
+        total = None
+        if wants_count:
+            total = 0 if empty else records.count(connection, self.kind, where)
+        links = self._links(call, items, limit, len(items) if total is None else total)
+        return Page(items, links, total, self.key, self.links_key)
+
+    def conditions(self, call: Call) -> list[Condition] | None:
+        """Conditions of scope and filters alone, for aggregates; None when nothing can match."""
+        where = self._scope(call)
+        return where if self._narrow(call, dict(call.params), where) else None
+
+    def _scope(self, call: Call) -> list[Condition]:
+        given = call.params.get("all_tenants")
+        every = False
+        if self.all_tenants == "bool":
+            every = given is not None and strict_bool(given, "all_tenants")
+        elif self.all_tenants == "truthy":
+            every = given is not None and given.strip().lower() in ("true", "1", "t", "on", "y", "yes")
+        elif self.all_tenants == "present":
+            every = given is not None
+        elif self.all_tenants == "admin":
+            every = True
+        if self.project is None or (every and call.context.is_admin):
+            return []
+        return [self.table.c[self.project] == call.context.project_id]
+
+    def _limits(self, call: Call, told: Mapping[str, str]) -> tuple[int, int]:
+        most = call.options.osapi_max_limit
+        limit = _number(told["limit"], "limit") if "limit" in told else most
+        offset = _number(told["offset"], "offset") if "offset" in told else 0
+        if offset > MAX_INT:
+            raise InvalidInput(f"Invalid value for offset: it must not be above {MAX_INT}.")
+        return min(limit, most), offset
+
+    def _sort(self, call: Call, told: Mapping[str, str]) -> list[tuple[str, str]]:
+        if "sort" in told and ("sort_key" in told or "sort_dir" in told):
+            raise InvalidInput("The parameters sort_key and sort_dir cannot be combined with sort.")
+        pairs: list[tuple[str, str]] = []
+        if "sort" in told:
+            for part in told["sort"].strip().split(","):
+                key, _, direction = part.strip().partition(":")
+                pairs.append((key.strip() or "created_at", direction.strip() or "desc"))
+        elif "sort_key" in told or "sort_dir" in told:
+            pairs.append(
+                (told.get("sort_key", "").strip() or "created_at", told.get("sort_dir", "").strip() or "desc")
+            )
+        chosen = [(self._sort_column(call, key), _direction(word)) for key, word in pairs]
+        implied = chosen[0][1] if chosen else "desc"
+        used = {name for name, _ in chosen}
+        for name in ("created_at", next(iter(self.table.primary_key.columns)).name):
+            if name not in used and name in self.table.c:
+                chosen.append((name, implied))
+        return chosen
+
+    def _sort_column(self, call: Call, key: str) -> str:
+        column = self.aliases.get(key, key)
+        known = column in self.columns and (key in self.sort_keys or column in self.sort_keys)
+        if not known or call.version < self.sort_since.get(key, 0):
+            raise InvalidInput(f"Sort key {key!r} is not known.")
+        return column
+
+    def _wants_count(self, call: Call, told: dict[str, str]) -> bool:
+        if self.counted == MAX_INT or "with_count" not in told:
+            return False
+        text = told.pop("with_count")
+        return call.version >= self.counted and strict_bool(text, "with_count")
+
+    def _narrow(self, call: Call, told: Mapping[str, str], where: list[Condition]) -> bool:
+        """Add the filters' conditions; False when one of them can match nothing."""
+        wanted = {key: text for key, text in told.items() if key not in _PAGING and key != "with_count"}
+        if not wanted:
+            return True
+        possible = True
+        for key, text in self._admitted(call, wanted).items():
+            condition = self._condition(call, key, text)
+            if condition is False:
+                possible = False  # go on: a bad value behind it is still an error
+            elif condition is not None and condition is not True:
+                where.append(condition)
+        return possible
+
+    def _admitted(self, call: Call, wanted: dict[str, str]) -> dict[str, str]:
+        """The filters that the caller may use at this microversion. Raises `InvalidInput`."""
+        if not all(key.isascii() for key in wanted):
+            raise InvalidInput("Filter names must be ASCII.")
+        if call.context.is_admin or self.resource is None:
+            return wanted
+        known = configured_filters(call.options.resource_query_filters_file).get(self.resource, ())
+        open_keys = {*known, *(key[:-1] for key in known if key.endswith("~"))}
+        if call.version < _LIKE:
+            open_keys = {key for key in open_keys if not key.endswith("~")}
+        refused = [key for key in wanted if key not in open_keys]
+        if refused and call.version >= _STRICT:
+            raise InvalidInput(f"Invalid filters {', '.join(sorted(refused))} are found in query options.")
+        return {key: text for key, text in wanted.items() if key in open_keys}
+
+    def _condition(self, call: Call, key: str, text: str) -> Condition | bool | None:
+        """The condition of one filter; None asks for nothing, False cannot match."""
+        if key in self.handled:
+            return None
+        if key.endswith("~"):
+            column = self.aliases.get(key[:-1], key[:-1])
+            if call.version < self.like or column not in self.columns:
+                return False
+            stored: Any = self.table.c[column]
+            if not isinstance(stored.type, sa.String):
+                stored = sa.cast(stored, sa.String)
+            like: Condition = stored.contains(text, autoescape=True)
+            return like
+        declared = self.filters.get(key)
+        if declared is not None:
+            return declared.build(self.table, text, call.version) if call.version >= declared.since else None
+        column = self.aliases.get(key, key)
+        return _equal(self.table.c[column], text) if column in self.columns else False
+
+    def _check_marker(self, call: Call, connection: sa.Connection, marker: str) -> None:
+        """A marker must be something that the caller may see. Raises `NotFound`."""
+        last = records.find(connection, self.kind, marker)
+        owner = self.project and last is not None and getattr(last, self.project)
+        if last is None or (self.project and not call.context.is_admin and owner != call.context.project_id):
+            raise NotFound(f"Marker {marker} could not be found.")
+
+    def _links(self, call: Call, items: list[R], limit: int, count: int) -> list[dict[str, str]]:
+        if self.links_key is None or not items or not limit <= count:
+            return []
+        key = next(iter(self.table.primary_key.columns)).name
+        params = {**call.params, "marker": getattr(items[-1], key)}
+        project = f"/{call.url_project}" if call.url_project else ""
+        href = f"{call.base_url}/v3{project}{call.path}?{urlencode(params)}"
+        return [{"rel": "next", "href": href}]
+
+
+def listing(
+    kind: type[R],
+    key: str,
+    *,
+    resource: str | None = None,
+    links: str | None = "",
+    filters: Iterable[Filter] = (),
+    aliases: Mapping[str, str] | None = None,
+    sort_keys: Sequence[str] | None = None,
+    sort_since: Mapping[str, str] | None = None,
+    handled: Iterable[str] = (),
+    hidden: Iterable[str] = (),
+    all_tenants: str = "present",
+    project: str | None = "project_id",
+    counted: str | None = None,
+    since: str | None = None,
+    like: str | None = "3.34",
+) -> Listing[R]:
+    """Declare how a collection is listed.
+
+    key          the list's key in the answer; `links` is the key of its next link (default `<key>_links`,
+                 None for a list without)
+    resource     name in the configured filters; None lets everybody use every column
+    filters      keys that are more than equality with the column of their name
+    aliases      other word -> column, for filters and sorting
+    sort_keys    words that may be sorted by (default: every plain column); `sort_since` gates some
+    handled      filter keys that the handler reads itself; `hidden`: columns that are no filters
+    all_tenants  how an administrator asks for all projects: "bool", "truthy", "present", or "admin" (always)
+    project      the column that scopes the list, None for records without project
+    counted      microversion from which `with_count` works
+    since        microversion from which paging, sorting and filters work
+    like         microversion from which `key~` works, None for never
+    """
+    return Listing(
+        kind,
+        key,
+        resource=resource,
+        links=f"{key}_links" if links == "" else links,
+        filters=filters,
+        aliases=aliases or {},
+        sort_keys=sort_keys,
+        sort_since=sort_since or {},
+        handled=handled,
+        hidden=hidden,
+        all_tenants=all_tenants,
+        project=project,
+        counted=counted,
+        since=since,
+        like=like,
+    )
+
+
+def flag_param(call: Call, name: str, *, default: bool = False) -> bool:
+    """A boolean query parameter of a call. Raises `InvalidInput`."""
+    text = call.params.get(name)
+    return default if text is None else strict_bool(text, name)
+
+
+def _number(text: str, name: str) -> int:
+    if not (text.isascii() and text.strip().isdigit()):
+        raise InvalidInput(f"Invalid value {text!r} for {name}: a whole number of at least 0 is expected.")
+    return int(text)
+
+
+def _direction(word: str) -> str:
+    if word not in ("asc", "desc"):
+        raise InvalidInput(f"Unknown sort direction {word!r}: asc or desc is expected.")
+    return word
