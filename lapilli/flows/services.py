@@ -1,0 +1,64 @@
+"""What an administrator does to services: enable, disable, freeze, thaw. All of it is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from lapilli.domain.model import Service
+from lapilli.errors import InvalidInput, NotFound
+from lapilli.flows.core import Core
+from lapilli.store import records, tables
+
+VOLUME = "cinder-volume"
+FROZEN = "frozen"
+_services = tables.services.c
+
+
+def enable(core: Core, host: str, binary: str) -> None:
+    """Let new work be placed on a service again. Raises `NotFound`."""
+    _set(core, host, binary, disabled=False, disabled_reason=None)
+
+
+def disable(core: Core, host: str, binary: str, reason: str | None = None) -> None:
+    """Place no new work on a service. Raises `NotFound`."""
+    _set(core, host, binary, disabled=True, disabled_reason=reason)
+
+
+def freeze(core: Core, host: str) -> None:
+    """Refuse changes to a back end's set of volumes and snapshots. Raises `InvalidInput`."""
+    with core.store.write(durable=True) as connection:
+        service = _volume_service(connection, host)
+        if service.frozen:
+            raise InvalidInput(f"Host {host} is frozen already.")
+        records.update(connection, Service, service.id, frozen=True, disabled=True, disabled_reason=FROZEN)
+
+
+def thaw(core: Core, host: str) -> None:
+    """End a freeze. Raises `InvalidInput`."""
+    with core.store.write(durable=True) as connection:
+        service = _volume_service(connection, host)
+        if not service.frozen:
+            raise InvalidInput(f"Host {host} is not frozen.")
+        records.update(connection, Service, service.id, frozen=False, disabled=False, disabled_reason=None)
+
+
+def _set(core: Core, host: str, binary: str, **changes: Any) -> None:
+    with core.store.write(durable=True) as connection:
+        service = _find(connection, host, binary)
+        if service is None:
+            raise NotFound(f"Service {binary} could not be found on host {host}.")
+        records.update(connection, Service, service.id, **changes)
+
+
+def _volume_service(connection: sa.Connection, host: str) -> Service:
+    service = _find(connection, host, VOLUME)
+    if service is None:
+        raise InvalidInput(f"There is no volume service on host {host}.")
+    return service
+
+
+def _find(connection: sa.Connection, host: str, binary: str) -> Service | None:
+    found = records.all_of(connection, Service, _services.host == host, _services.binary == binary)
+    return found[0] if found else None

@@ -1,0 +1,216 @@
+"""Volume types: instant changes by administrators, and how a request's type is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec.structs import replace
+
+from lapilli import events
+from lapilli.config import option
+from lapilli.context import Context
+from lapilli.domain.model import VolumeType
+from lapilli.errors import ConfigError, Conflict, InvalidInput, NotFound
+from lapilli.flows.core import Core
+from lapilli.store import limits, records
+from lapilli.store import volume_types as store
+
+BUILT_IN = "__DEFAULT__"
+_YES = "<is> True"
+
+
+@dataclass(frozen=True)
+class TypeOptions:
+    """What section [DEFAULT] says about volume types."""
+
+    default_volume_type: str = option(BUILT_IN, "Type of volumes that are created without one.")
+
+
+def ensure_default(core: Core) -> None:
+    """Make sure that the type `__DEFAULT__` exists; many processes may call this at once."""
+    with core.store.read() as connection:
+        if store.find(connection, BUILT_IN) is not None:
+            return
+    try:
+        with core.store.write(durable=True) as connection:
+            if store.find(connection, BUILT_IN) is None:
+                records.insert(connection, _fresh(BUILT_IN, "For volumes that are created without a type"))
+    except sa.exc.IntegrityError:
+        pass  # another process was faster
+
+
+def resolve(
+    connection: sa.Connection, context: Context, reference: str | None, options: TypeOptions
+) -> VolumeType:
+    """The type that a request means by an id or a name, or the default one when it names none.
+
+    Raises `NotFound` also for a type hidden from the caller, `ConfigError` when the default is missing.
+    """
+    if reference is None:
+        return default(connection, options)
+    found = store.find(connection, reference)
+    if found is None or not (context.is_admin or store.is_visible(connection, found, context.project_id)):
+        raise NotFound.of("volume type", reference)
+    return found
+
+
+def default(connection: sa.Connection, options: TypeOptions) -> VolumeType:
+    """The type of volumes created without one. Raises `ConfigError` when it is missing."""
+    found = store.find(connection, options.default_volume_type)
+    if found is None:
+        raise ConfigError(
+            f"[DEFAULT] default_volume_type = {options.default_volume_type!r}: there is no such volume type."
+        )
+    return found
+
+
+def get(connection: sa.Connection, context: Context, identifier: str) -> VolumeType:
+    """A type by id. Raises `NotFound` also for one hidden from the caller."""
+    found = records.get(connection, VolumeType, identifier)
+    if not (context.is_admin or store.is_visible(connection, found, context.project_id)):
+        raise NotFound.of("volume type", identifier)
+    return found
+
+
+def create(
+    core: Core,
+    *,
+    name: str,
+    description: str | None,
+    is_public: bool,
+    extra_specs: Mapping[str, str | None],
+) -> VolumeType:
+    """Add a type. Raises `Conflict` for a name that is taken."""
+    _check_specs(extra_specs)
+    made = _fresh(name, description, is_public=is_public, extra_specs=dict(extra_specs))
+    try:
+        with core.store.write(durable=True) as connection:
+            records.insert(connection, made)
+    except sa.exc.IntegrityError:
+        raise _taken(name) from None
+    events.emit("volume_type.create", volume_type_id=made.id, type_name=name)
+    return made
+
+
+def update(core: Core, volume_type: VolumeType, changes: dict[str, Any]) -> VolumeType:
+    """Change name, description or is_public; per-type quotas follow the name."""
+    name = changes.get("name", volume_type.name)
+    if name != volume_type.name and _is_default(core, volume_type):
+        raise InvalidInput(
+            f"Volume type {volume_type.name} is what volumes get by default: it cannot be renamed."
+        )
+    try:
+        with core.store.write(durable=True) as connection:
+            before = _locked(connection, volume_type.id)
+            records.update(connection, VolumeType, before.id, **changes)
+            if name != before.name:
+                limits.rename_type(connection, before.name, name)
+            after = records.get(connection, VolumeType, before.id)
+    except sa.exc.IntegrityError:
+        raise _taken(name) from None
+    events.emit("volume_type.update", volume_type_id=after.id, type_name=after.name)
+    return after
+
+
+def delete(core: Core, volume_type: VolumeType) -> None:
+    """Remove a type that is neither used, nor the default, nor the last one."""
+    if _is_default(core, volume_type):
+        raise InvalidInput(f"Volume type {volume_type.name} is a default type: it cannot be deleted.")
+    with core.store.write(durable=True) as connection:
+        present = _locked(connection, volume_type.id)
+        if records.count(connection, VolumeType, ()) == 1:
+            raise InvalidInput(f"Volume type {present.name} is the last one: it cannot be deleted.")
+        _check_unused(connection, present, "be deleted")
+        store.revoke(connection, present.id)
+        limits.forget_type(connection, present.name)
+        records.delete(connection, VolumeType, present.id)
+    events.emit("volume_type.delete", volume_type_id=volume_type.id, type_name=volume_type.name)
+
+
+def set_specs(core: Core, volume_type: VolumeType, specs: Mapping[str, str]) -> None:
+    """Add or change extra specs of a type that no volume uses."""
+    with core.store.write(durable=True) as connection:
+        present = _locked(connection, volume_type.id)
+        _check_unused(connection, present, "change its extra specs")
+        wanted = {**present.extra_specs, **specs}
+        _check_specs(wanted)
+        records.update(connection, VolumeType, present.id, extra_specs=wanted)
+    events.emit("volume_type_extra_specs.update", volume_type_id=volume_type.id, keys=sorted(specs))
+
+
+def delete_spec(core: Core, volume_type: VolumeType, key: str) -> None:
+    """Remove one extra spec of a type that no volume uses. Raises `NotFound` for an unknown key."""
+    with core.store.write(durable=True) as connection:
+        present = _locked(connection, volume_type.id)
+        if key not in present.extra_specs:
+            raise NotFound(f"Volume type {present.id} has no extra spec {key}.")
+        _check_unused(connection, present, "change its extra specs")
+        left = {name: value for name, value in present.extra_specs.items() if name != key}
+        records.update(connection, VolumeType, present.id, extra_specs=left)
+    events.emit("volume_type_extra_specs.delete", volume_type_id=volume_type.id, keys=[key])
+
+
+def add_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
+    """Grant a private type to a project. Raises `Conflict` for a second grant."""
+    taken = f"Volume type {volume_type.id} is granted to project {project_id} already."
+    try:
+        with core.store.write(durable=True) as connection:
+            _check_private(_locked(connection, volume_type.id))
+            if project_id in store.granted_to(connection, volume_type.id):
+                raise Conflict(taken)
+            store.grant(connection, volume_type.id, project_id)
+    except sa.exc.IntegrityError:
+        raise Conflict(taken) from None
+    events.emit("volume_type_project.access.add", volume_type_id=volume_type.id, project_id=project_id)
+
+
+def remove_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
+    """Take a project's grant away. Raises `NotFound` when there is none."""
+    with core.store.write(durable=True) as connection:
+        _check_private(_locked(connection, volume_type.id))
+        if not store.revoke(connection, volume_type.id, project_id):
+            raise NotFound(f"Volume type {volume_type.id} is not granted to project {project_id}.")
+    events.emit("volume_type_project.access.remove", volume_type_id=volume_type.id, project_id=project_id)
+
+
+def _fresh(name: str, description: str | None, **values: Any) -> VolumeType:
+    created = records.now()
+    return replace(
+        VolumeType(id=records.new_id(), name=name, description=description, created_at=created), **values
+    )
+
+
+def _locked(connection: sa.Connection, identifier: str) -> VolumeType:
+    found = store.locked(connection, identifier)
+    if found is None:
+        raise NotFound.of("volume type", identifier)
+    return found
+
+
+def _is_default(core: Core, volume_type: VolumeType) -> bool:
+    named = core.config.read(TypeOptions).default_volume_type
+    return volume_type.name == BUILT_IN or named in (volume_type.id, volume_type.name)
+
+
+def _check_unused(connection: sa.Connection, volume_type: VolumeType, what: str) -> None:
+    if store.in_use(connection, volume_type.id):
+        raise InvalidInput(f"Volumes of type {volume_type.name} exist: it cannot {what}.")
+
+
+def _check_private(volume_type: VolumeType) -> None:
+    if volume_type.is_public:
+        raise InvalidInput(f"Volume type {volume_type.id} is public: its access cannot be changed.")
+
+
+def _check_specs(specs: Mapping[str, str | None]) -> None:
+    if specs.get("multiattach") == _YES and specs.get("cacheable") == _YES:
+        raise InvalidInput("A volume type cannot be both multiattach and cacheable.")
+    if (place := specs.get("image_service:store_id")) is not None:
+        raise NotFound(f"Image store {place} is not known: the image source has no stores.")
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"Volume Type {name} already exists.")
