@@ -28,11 +28,21 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return "admin" in self.roles
 
 
+class ReadyAnswer(Exception):
+    """What an authenticator raises to answer a request itself (the token request of `auth = none`)."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
 class Authenticator(Protocol):
     """Turns request headers into a `Context`. May be called from many threads at once."""
 
     def authenticate(self, headers: Mapping[str, str]) -> Context:
-        """Return the caller; header names are upper case. Raises `Unauthorized`."""
+        """Return the caller; header names are upper case. Raises `Unauthorized` or `ReadyAnswer`."""
 
     @property
     def challenge(self) -> str:

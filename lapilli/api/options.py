@@ -17,7 +17,6 @@ class ApiOptions:
     resource_query_filters_file: str | None = option(
         None, "JSON file that names the filters open to everybody; default: a built-in list."
     )
-    enable_force_upload: bool = option(False, "Allow a forced upload of a volume in use to an image.")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,14 +83,15 @@ class Route:
     action: str | None = None
     query: tuple[str, ...] = ()
     hidden: bool = False  # a refusal by `rule` looks like a missing resource
+    root: str = "/v3"
+    lists: tuple[str, View] | None = None  # describes a list's answer: its key, and its items
 
     def serves(self, version: int) -> bool:
         """Whether the window holds a microversion."""
         return self.since <= version <= self.until
 
-    def run(self, call: Call, arguments: Mapping[str, str]) -> Any:
-        """Validate, enforce, handle and render; the answer is a JSON value or None."""
-        values = dict(arguments)
+    def run(self, call: Call, values: Sequence[str]) -> Any:
+        """Validate, enforce, handle and render; the answer is a JSON value, ready bytes, or None."""
         positional: list[Any] = []
         document = call.body[self.action] if self.action is not None else call.body
         if self.accepts is not None:
@@ -105,16 +106,20 @@ class Route:
             if self.hidden:
                 raise NotFound("The resource could not be found.") from None
             raise
-        answer = self.handler(call, *values.values(), *positional)
-        if self.returns is not None and answer is not None and not isinstance(answer, dict):
+        answer = self.handler(call, *values, *positional)
+        if self.returns is not None and answer is not None and not isinstance(answer, (dict, bytes)):
             return {self.returns.key: self.returns.render(answer, Look(call))}
         return answer
 
 
 class Routes:
-    """The calls of one resource file, in the order of declaration."""
+    """The calls of one resource file, in the order of declaration.
 
-    def __init__(self) -> None:
+    `root` is what their paths follow; below another one than /v3 there are no microversions.
+    """
+
+    def __init__(self, root: str = "/v3") -> None:
+        self.root = root
         self.declared: list[Route] = []
 
     def _declare(
@@ -131,11 +136,26 @@ class Routes:
         action: str | None = None,
         query: tuple[str, ...] = (),
         hidden: bool = False,
+        lists: tuple[str, View] | None = None,
     ) -> Callable[[H], H]:
         def keep(handler: H) -> H:
-            window = minor(since, 0), minor(until, NEWEST)
             self.declared.append(
-                Route(method, path, handler, rule, status, *window, accepts, returns, action, query, hidden)
+                Route(
+                    method=method,
+                    path=path,
+                    handler=handler,
+                    rule=rule,
+                    status=status,
+                    since=minor(since, 0),
+                    until=minor(until, NEWEST),
+                    accepts=accepts,
+                    returns=returns,
+                    action=action,
+                    query=query,
+                    hidden=hidden,
+                    root=self.root,
+                    lists=lists,
+                )
             )
             return handler
 
@@ -197,9 +217,57 @@ class Endpoint:
 
 
 def endpoints(routes: list[Route]) -> Iterator[tuple[str, str, Endpoint]]:
-    """(path, method, endpoint) for every pair that is declared."""
+    """(whole path, method, endpoint) for every pair that is declared."""
     grouped: dict[tuple[str, str], list[Route]] = {}
     for route in routes:
-        grouped.setdefault((route.path, route.method), []).append(route)
+        grouped.setdefault((route.root + route.path, route.method), []).append(route)
     for (path, method), declared in grouped.items():
         yield path, method, Endpoint(declared)
+
+
+class Node:
+    """One path segment in the tree of declared paths."""
+
+    __slots__ = ("literals", "methods", "template", "variable")
+
+    def __init__(self, template: str) -> None:
+        self.template = template  # with {} for each variable
+        self.literals: dict[str, Node] = {}
+        self.variable: Node | None = None
+        self.methods: dict[str, Endpoint] = {}
+
+
+class Tree:
+    """Finds the endpoint of a path: literal segments win over variables."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        self.top = Node("")
+        self.templates: set[str] = set()
+        for path, method, endpoint in endpoints(routes):
+            node = self.top
+            for segment in path.split("/")[1:]:
+                node = self._step(node, segment)
+            node.methods[method] = endpoint
+            self.templates.add(node.template)
+
+    @staticmethod
+    def _step(node: Node, segment: str) -> Node:
+        if not segment.startswith("{"):
+            return node.literals.setdefault(segment, Node(f"{node.template}/{segment}"))
+        if node.variable is None:
+            node.variable = Node(node.template + "/{}")
+        return node.variable
+
+    def find(self, segments: list[str]) -> list[tuple[Node, list[str]]]:
+        """Every declared path that matches, the most literal first, each with the variables' values."""
+        reached: list[tuple[Node, list[str]]] = [(self.top, [])]
+        for segment in segments:
+            following: list[tuple[Node, list[str]]] = []
+            for node, values in reached:
+                literal = node.literals.get(segment)
+                if literal is not None:
+                    following.append((literal, values))
+                if node.variable is not None and segment:
+                    following.append((node.variable, [*values, segment]))
+            reached = following
+        return [(node, values) for node, values in reached if node.methods]
