@@ -118,6 +118,7 @@ class Connection(Record, frozen=True, kw_only=True):
     volume_id: str
     holder: str
     connector: dict[str, Any]
+    info: dict[str, Any] | None = None
     created_at: datetime
 
 

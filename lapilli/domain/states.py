@@ -78,11 +78,12 @@ TABLE: tuple[Transition, ...] = (
         "volume.reserve",
     ),
     _row(
-        "volume", "connect", "available reserved attaching in-use", None, "attaching", BACK, "volume.connect"
+        "volume", "connect", "available reserved attaching detaching in-use", None, "attaching", BACK, "volume.connect"
     ),
     _row("volume", "complete", "attaching reserved in-use", None, "in-use", BACK, "volume.attach"),
     _row("snapshot", "create", NEW, "creating", "available", "error", "snapshot.create"),
     _row("snapshot", "delete", "available error", "deleting", GONE, "error_deleting", "snapshot.delete"),
+    _row("snapshot", "delete_refused", "deleting", "deleting", GONE, "available", "snapshot.delete"),
     _row("snapshot", "force_delete", ANY, "deleting", GONE, "error_deleting", "snapshot.delete"),
     _row("snapshot", "report_creating", "creating", None, "creating", BACK, "snapshot.update"),
     _row("snapshot", "report_available", "creating", None, "available", BACK, "snapshot.update"),
@@ -100,7 +101,7 @@ TABLE: tuple[Transition, ...] = (
 _BY_ACTION = {(row.resource, row.action): row for row in TABLE}
 
 # Statuses the administrator's reset accepts (behaviour.md section 1); `deleting` passes the schema and is refused.
-VOLUME_RESET = (
+VOLUME_RESET = (  # as words, to be read like the table
     "creating available deleting error error_deleting error_managing managing attaching in-use detaching "
     "maintenance restoring-backup error_restoring reserved awaiting-transfer backing-up error_backing-up "
     "error_extending downloading uploading retyping extending"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lapilli.config import Config, ServiceOptions
-from lapilli.flows.journal import Journal
-from lapilli.ports.images import ImageSource
+from lapilli.domain.placement import SchedulerOptions
+from lapilli.domain.quotas import QuotaOptions
+from lapilli.flows.journal import Journal, Postponed
+from lapilli.flows.options import VolumeOptions
+from lapilli.ports.images import Converter, ImageSource
 from lapilli.store.session import Store
 
 
@@ -18,8 +25,39 @@ class Core:
     store: Store
     journal: Journal
     images: ImageSource
+    converter: Converter
 
     @property
     def service(self) -> ServiceOptions:
         """Options that every role reads."""
         return self.config.read(ServiceOptions)
+
+    @property
+    def options(self) -> VolumeOptions:
+        """Options about volumes, images and messages."""
+        return self.config.read(VolumeOptions)
+
+    @property
+    def quota(self) -> QuotaOptions:
+        """Default limits."""
+        return self.config.read(QuotaOptions)
+
+    @property
+    def scheduler(self) -> SchedulerOptions:
+        """How pools are chosen."""
+        return self.config.read(SchedulerOptions)
+
+    @contextmanager
+    def single_flight(self, name: str) -> Iterator[None]:
+        """Be the only one on this host doing `name`; when somebody else is, raises `Postponed`.
+
+        A file lock: it ends with its process, however that ends.
+        """
+        directory = os.path.join(self.config.state_dir, "run", "locks")
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with open(os.path.join(directory, name), "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Postponed(0.25) from None
+            yield

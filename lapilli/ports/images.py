@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from lapilli.domain.model import Image
-from lapilli.ports.driver import Progress
+from lapilli.ports.driver import BlockAddress, Progress
 
 
 class ImageSource(Protocol):
@@ -37,3 +37,19 @@ class ImageSource(Protocol):
 
     def delete(self, image_id: str) -> None:
         """Remove an image; a missing one is success."""
+
+
+class Converter(Protocol):
+    """Moves bytes between image files and volumes, in user space. All raise `ImageUnacceptable`."""
+
+    def check(self, path: str, declared_format: str) -> int:
+        """Virtual size in bytes of a file that is of the declared format and safe to open.
+
+        Refuses another format, a backing file, an external data file: they could read the host's files.
+        """
+
+    def to_raw(self, path: str, declared_format: str, destination: BlockAddress, progress: Progress) -> None:
+        """Write the image's content to the start of a volume that reads as zeros."""
+
+    def from_raw(self, source: BlockAddress, disk_format: str, path: str, progress: Progress) -> None:
+        """Make an image file of a format from a volume."""

@@ -129,6 +129,7 @@ connections = sa.Table(
     sa.Column("volume_id", _ID, primary_key=True),
     sa.Column("holder", _NAME, primary_key=True),
     _map("connector"),
+    sa.Column("info", sa.JSON),
     _time("created_at", nullable=False),
 )
 

@@ -1,0 +1,141 @@
+"""HTTP Basic against an htpasswd file with bcrypt hashes (mode 0600).
+
+A line is `user:hash:project_id:role,role`. A verified password is remembered for five minutes as a keyed
+digest, so that bcrypt's cost is not paid per request; a changed file forgets them all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import bcrypt
+
+from lapilli.config import option
+from lapilli.context import Context
+from lapilli.errors import ConfigError, Unauthorized
+
+_IMPLIED = {"admin": {"admin", "member", "reader"}, "member": {"member", "reader"}}
+_REMEMBER = 300.0  # seconds
+
+
+@dataclass(frozen=True)
+class BasicOptions:
+    """Section [http_basic]."""
+
+    user_file: str | None = option(None, "htpasswd file; default: `htpasswd` in the state directory.")
+
+
+@dataclass(frozen=True)
+class User:
+    """One line of the file."""
+
+    name: str
+    hash: bytes
+    project_id: str
+    roles: frozenset[str]
+
+    @property
+    def id(self) -> str:
+        """A stable id made from the name."""
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"user:{self.name}").hex
+
+
+def expand(roles: set[str]) -> frozenset[str]:
+    """Roles with what they imply: admin, member, reader."""
+    return frozenset(each for role in roles for each in _IMPLIED.get(role, {role}))
+
+
+class BasicAuthenticator:
+    """See `context.Authenticator`."""
+
+    challenge = 'Basic realm="Lapilli"'
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._key = secrets.token_bytes(32)
+        self._stamp: tuple[int, int] | None = None
+        self._users: dict[str, User] = {}
+        self._verified: dict[bytes, float] = {}
+        self._nobody = bcrypt.hashpw(b"nobody", bcrypt.gensalt(10))
+
+    def authenticate(self, headers: Mapping[str, str]) -> Context:
+        """Raises `Unauthorized`."""
+        name, password = _credentials(headers.get("AUTHORIZATION", ""))
+        self._reload()
+        user = self._users.get(name)
+        digest = hmac.new(self._key, f"{name}\0{password}".encode(), hashlib.sha256).digest()
+        if user is None or self._verified.get(digest, 0.0) < time.monotonic():
+            # an unknown name costs as much as a wrong password, so that names cannot be guessed by time
+            correct = _correct(password, user.hash if user else self._nobody)
+            if user is None or not correct:
+                raise Unauthorized("The user name or the password is wrong.")
+            self._verified[digest] = time.monotonic() + _REMEMBER
+        return Context(user_id=user.id, project_id=user.project_id, roles=user.roles)
+
+    def _reload(self) -> None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            raise Unauthorized("No user file is there.") from None
+        stamp = (found.st_mtime_ns, found.st_size)
+        if stamp == self._stamp:
+            return
+        with self._lock:
+            with open(self._path, encoding="utf-8") as lines:
+                self._users = {user.name: user for line in lines if (user := _parse(line, self._path))}
+            self._verified = {}
+            self._stamp = stamp
+
+
+def _correct(password: str, hashed: bytes) -> bool:
+    try:
+        return bcrypt.checkpw(password.encode()[:72], hashed)
+    except ValueError:
+        return False
+
+
+def _credentials(header: str) -> tuple[str, str]:
+    kind, _, encoded = header.partition(" ")
+    if kind.lower() != "basic":
+        raise Unauthorized
+    try:
+        name, separator, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        raise Unauthorized("The Authorization header cannot be read.") from None
+    if not separator:
+        raise Unauthorized("The Authorization header cannot be read.")
+    return name, password
+
+
+def _parse(line: str, path: str) -> User | None:
+    text = line.strip()
+    if not text or text.startswith("#"):
+        return None
+    parts = text.split(":")
+    if len(parts) == 2:  # a plain htpasswd line: a member of a project of its own
+        parts += [project_id_of(parts[0]), "member"]
+    if len(parts) != 4:
+        raise ConfigError(f"{path}: a line is user:hash:project_id:role,role, not {len(parts)} fields.")
+    name, hashed, project, roles = parts
+    return User(name, hashed.encode(), project, expand({each.strip() for each in roles.split(",")}))
+
+
+def project_id_of(name: str) -> str:
+    """A stable project id made from a name."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"project:{name}").hex
+
+
+def line_for(name: str, password: str, project_id: str, roles: str) -> str:
+    """A line of the user file, with a fresh bcrypt hash."""
+    return f"{name}:{bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()}:{project_id}:{roles}\n"

@@ -1,0 +1,230 @@
+"""The durable half of attaching: an export is made for the first holder and dropped with the last.
+
+Operations on one volume never run at once (they share its lane), so holders can be counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from lapilli.domain.model import Attachment, Connection, Export, Volume
+from lapilli.domain.states import transition
+from lapilli.errors import StorageError
+from lapilli.flows.journal import RecordTask, Task, Work, operation
+from lapilli.flows.volume_tasks import complain, load, reference
+from lapilli.ports.target import ExportSpec
+from lapilli.store import records, tables
+
+CONNECT_ATTACHMENT = transition("attachment", "connect")
+CONNECT_VOLUME = transition("volume", "connect")
+DETACH_VOLUME = transition("volume", "detach")
+
+_connections = tables.connections
+
+
+def holders(connection: sa.Connection, volume_id: str) -> list[Connection]:
+    """Everyone who holds the volume's export."""
+    return records.all_of(connection, Connection, _connections.c.volume_id == volume_id)
+
+
+def _drop_holder(connection: sa.Connection, volume_id: str, leaving: list[str]) -> None:
+    """Remove holders; the export's row goes with the last."""
+    connection.execute(
+        _connections.delete().where(_connections.c.volume_id == volume_id, _connections.c.holder.in_(leaving))
+    )
+    if not holders(connection, volume_id):
+        records.delete(connection, Export, volume_id)
+
+
+class PrepareExport(RecordTask):
+    """Choose the export's name and secret, and enter the holder."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """Write what is missing of the two rows."""
+        volume_id, backend = work.resource_id, work.storage
+        if records.find(connection, Export, volume_id) is None:
+            data, secret = backend.target.prepare(volume_id)
+            records.insert(
+                connection,
+                Export(
+                    volume_id=volume_id,
+                    backend=backend.host,
+                    target=backend.target.name,
+                    data=data,
+                    secret=secret,
+                    created_at=records.now(),
+                ),
+            )
+        if work.args["holder"] not in {each.holder for each in holders(connection, volume_id)}:
+            records.insert(
+                connection,
+                Connection(
+                    volume_id=volume_id,
+                    holder=work.args["holder"],
+                    connector=work.args["connector"],
+                    created_at=records.now(),
+                ),
+            )
+
+    def unrecord(self, work: Work, connection: sa.Connection) -> None:
+        """Take the holder out again."""
+        _drop_holder(connection, work.resource_id, [work.args["holder"]])
+
+
+class ExportVolume(Task):
+    """Let the target serve the volume."""
+
+    def execute(self, work: Work) -> None:
+        """Raises `StorageError`."""
+        spec = _spec(work, load(work))
+        # asked before anything is served, so that a connector that lacks something leaves nothing behind
+        work.storage.target.connection_info(spec, work.args["connector"], access_mode="rw")
+        work.storage.target.export(spec)
+
+    def revert(self, work: Work) -> None:
+        """Stop serving it when nobody else holds it."""
+        with work.core.store.read() as connection:
+            others = [h for h in holders(connection, work.resource_id) if h.holder != work.args["holder"]]
+            export = records.find(connection, Export, work.resource_id)
+        if not others and export is not None:
+            work.storage.target.unexport(work.resource_id, export.data)
+
+
+def _spec(work: Work, volume: Volume) -> ExportSpec:
+    with work.core.store.read() as connection:
+        export = records.find(connection, Export, volume.id)
+    if export is None:
+        raise StorageError("The export was dropped meanwhile.", retry=False)
+    return ExportSpec(volume.id, work.storage.driver.address(reference(volume)), export.data, export.secret)
+
+
+class ConnectOnFinish(RecordTask):
+    """Keep the connection info, and mark the attachment and its volume as attaching."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """One transaction."""
+        volume = records.get(connection, Volume, work.resource_id)
+        export = records.find(connection, Export, volume.id)
+        if export is None:
+            raise StorageError("The export was dropped meanwhile.", retry=False)
+        address = work.storage.driver.address(reference(volume))
+        spec = ExportSpec(volume.id, address, export.data, export.secret)
+        mode = work.args["mode"]
+        info = work.storage.target.connection_info(spec, work.args["connector"], access_mode=mode)
+        info["data"] |= self._facts(work, volume, mode)
+        info["enforce_multipath"] = bool(work.args["connector"].get("enforce_multipath", False))
+        attachment_id = work.args.get("attachment_id")
+        if attachment_id is None:
+            connection.execute(
+                _connections.update()
+                .where(_connections.c.volume_id == volume.id, _connections.c.holder == work.args["holder"])
+                .values(info=info)
+            )
+            return
+        flat = {**info["data"], "driver_volume_type": info["driver_volume_type"]}
+        flat |= {"attachment_id": attachment_id, "enforce_multipath": info["enforce_multipath"]}
+        records.enter(
+            connection,
+            CONNECT_ATTACHMENT,
+            attachment_id,
+            connector=work.args["connector"],
+            connection_info=flat,
+            attach_mode=mode,
+            attached_host=work.args["connector"].get("host"),
+        )
+        attach_status = records.summary_of(connection, volume.id)[1]
+        records.enter(connection, CONNECT_VOLUME, volume.id, attach_status=attach_status)
+
+    @staticmethod
+    def _facts(work: Work, volume: Volume, mode: str) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "access_mode": mode,
+            "encrypted": volume.encryption_key_id is not None,
+            "qos_specs": None,
+            "cacheable": False,
+            "volume_id": volume.id,
+        }
+        if work.core.options.report_discard_supported:
+            facts["discard"] = True
+        return facts
+
+
+def connect_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
+    """An attachment made for this call goes; one that was reserved before stays, marked."""
+    attachment_id = work.args.get("attachment_id")
+    if attachment_id is None:
+        return
+    complain(work, connection, "VOLUME", "004", error)
+    if work.args.get("made_for_this"):
+        records.delete(connection, Attachment, attachment_id)
+        recompute(connection, work.resource_id)
+    else:
+        records.enter(connection, CONNECT_ATTACHMENT, attachment_id, status=CONNECT_ATTACHMENT.failed)
+
+
+def recompute(connection: sa.Connection, volume_id: str) -> None:
+    """Let the volume's status follow from its attachments; not while it is migrated or uploaded."""
+    volume = records.find(connection, Volume, volume_id)
+    if volume is None:
+        return
+    status, attach_status = records.summary_of(connection, volume_id)
+    changes: dict[str, Any] = {"attach_status": attach_status}
+    if attach_status == "detached":
+        kept = {key: value for key, value in volume.admin_metadata.items() if key != "attached_mode"}
+        changes["admin_metadata"] = kept
+    if attach_status == "detached" and (
+        volume.status == "uploading" or volume.migration_status not in (None, "success", "error", "deleting")
+    ):
+        records.update(connection, Volume, volume_id, **changes)
+        return
+    records.enter(connection, DETACH_VOLUME, volume_id, status=status, **changes)
+
+
+operation(
+    "attachment.connect",
+    on=("volume", "connect"),
+    volume=[PrepareExport(), ExportVolume(), ConnectOnFinish()],
+    failed=connect_failed,
+)
+
+
+# --- disconnect ------------------------------------------------------------------------------------------
+
+
+class UnexportVolume(Task):
+    """Stop serving the volume, unless others hold it too."""
+
+    def execute(self, work: Work) -> None:
+        """Raises `StorageError`."""
+        leaving = set(work.args["holders"])
+        with work.core.store.read() as connection:
+            held = holders(connection, work.resource_id)
+            export = records.find(connection, Export, work.resource_id)
+        if export is not None and all(each.holder in leaving for each in held):
+            work.storage.target.unexport(work.resource_id, export.data)
+
+
+class DisconnectOnFinish(RecordTask):
+    """Remove the holders, and with them the attachment."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """One transaction."""
+        _drop_holder(connection, work.resource_id, work.args["holders"])
+        if work.args.get("attachment_id"):
+            records.delete(connection, Attachment, work.args["attachment_id"])
+            recompute(connection, work.resource_id)
+
+
+def disconnect_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
+    """Everything stays as it was; a message tells why."""
+    complain(work, connection, "VOLUME", "004", error)
+
+
+operation(
+    "attachment.disconnect",
+    on=("volume", "detach"),
+    volume=[UnexportVolume(), DisconnectOnFinish()],
+    failed=disconnect_failed,
+)

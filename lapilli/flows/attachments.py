@@ -1,0 +1,347 @@
+"""Reserve, connect, complete, remove: both generations of the attach calls.
+
+What touches a target is an operation that the call waits for; the rest is one transaction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from lapilli import events
+from lapilli.context import Context
+from lapilli.domain.model import Attachment, Operation, Volume
+from lapilli.domain.states import transition
+from lapilli.errors import Conflict, InvalidState
+from lapilli.flows.attachment_tasks import holders, recompute
+from lapilli.flows.core import Core
+from lapilli.flows.volume_tasks import backend_host
+from lapilli.flows.volumes import NOT_MIGRATING
+from lapilli.store import records, tables
+
+_volume = tables.volumes.c
+_attachment = tables.attachments.c
+
+
+def _refuse_maintenance(volume: Volume) -> None:
+    if volume.status == "maintenance":
+        raise InvalidState("Invalid volume: it is in maintenance.")
+
+
+def _of(connection: sa.Connection, volume_id: str) -> list[Attachment]:
+    return records.all_of(connection, Attachment, _attachment.volume_id == volume_id)
+
+
+# --- the calls without attachments (before 3.27) ---------------------------------------------------------
+
+
+def reserve(core: Core, volume: Volume) -> None:
+    """available (multiattach: or in-use) -> attaching."""
+    row = transition("volume", "reserve_shared" if volume.multiattach else "reserve")
+    with core.store.write(durable=True) as connection:
+        records.enter(connection, row, volume.id, attach_status="attaching")
+
+
+def unreserve(core: Core, volume: Volume) -> None:
+    """attaching -> what the attachments left say; in any other status nothing happens."""
+    with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Volume, volume.id)
+        if fresh.status == "attaching":
+            recompute(connection, volume.id)
+
+
+def begin_detaching(core: Core, volume: Volume) -> None:
+    """in-use -> detaching. A volume being migrated is left as it is."""
+    with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Volume, volume.id)
+        if fresh.migration_status in (None, "deleting", "error", "success"):
+            attached = (_volume.attach_status == "attached", "it is not attached")
+            row = transition("volume", "begin_detaching")
+            records.enter(connection, row, volume.id, attached, NOT_MIGRATING)
+
+
+def roll_detaching(core: Core, volume: Volume) -> None:
+    """detaching -> in-use; in any other status nothing happens."""
+    with core.store.write(durable=True) as connection:
+        if records.get(connection, Volume, volume.id).status == "detaching":
+            records.enter(connection, transition("volume", "roll_detaching"), volume.id)
+
+
+def attach(
+    core: Core,
+    context: Context,
+    volume: Volume,
+    *,
+    instance_id: str | None,
+    host_name: str | None,
+    mountpoint: str,
+    mode: str,
+) -> None:
+    """Record that a server or host uses the volume. A repeat for the same one changes nothing."""
+    with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Volume, volume.id)
+        _refuse_maintenance(fresh)
+        if fresh.readonly and mode != "ro":
+            raise InvalidState("Invalid volume: it is read-only and can only be attached with mode ro.")
+        present = _of(connection, volume.id)
+        for each in present:
+            same = each.instance_id == instance_id if instance_id else each.attached_host == host_name
+            if same and each.attach_status == "attached":
+                return
+        if fresh.status == "in-use" and not fresh.multiattach:
+            raise InvalidState("Invalid volume: it is in use elsewhere and cannot be attached twice.")
+        attached_mode = fresh.admin_metadata.get("attached_mode")
+        if fresh.status == "attaching" and attached_mode is not None and attached_mode != mode:
+            raise InvalidState(f"Invalid volume: it is being attached with mode {attached_mode}.")
+        moment = records.now()
+        records.insert(
+            connection,
+            Attachment(
+                id=records.new_id(),
+                volume_id=volume.id,
+                project_id=context.project_id,
+                instance_id=instance_id,
+                attached_host=host_name,
+                mountpoint=mountpoint,
+                attach_mode=mode,
+                attach_status="attached",
+                attached_at=moment,
+                created_at=moment,
+            ),
+        )
+        marked = {**fresh.admin_metadata, "attached_mode": mode}
+        row = transition("volume", "attach")
+        records.enter(connection, row, volume.id, attach_status="attached", admin_metadata=marked)
+    events.emit("volume.attach.end", resource_id=volume.id, project_id=volume.project_id)
+
+
+def detach(core: Core, context: Context, volume: Volume, attachment_id: str | None) -> None:
+    """Forget one attachment. An unknown id is success: it is detached already."""
+    del context
+    with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Volume, volume.id)
+        _refuse_maintenance(fresh)
+        present = _of(connection, volume.id)
+        if attachment_id is None and len(present) > 1:
+            raise InvalidState("Invalid volume: it has several attachments, so attachment_id is needed.")
+        gone = [each for each in present if attachment_id in (None, each.id)]
+        if attachment_id is not None and not gone:
+            return
+        for each in gone:
+            records.delete(connection, Attachment, each.id)
+        recompute(connection, volume.id)
+    events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)
+
+
+def force_detach(
+    core: Core,
+    context: Context,
+    volume: Volume,
+    attachment_id: str | None,
+    connector: dict[str, Any] | None,
+) -> None:
+    """Terminate the connection, then forget the attachment."""
+    with core.store.read() as connection:
+        held = [each.holder for each in holders(connection, volume.id)]
+    leaving = [h for h in held if attachment_id is None or h in (attachment_id, _holder(connector or {}))]
+    _disconnect(core, context, volume, leaving)
+    detach(core, context, volume, attachment_id)
+
+
+def initialize_connection(
+    core: Core, context: Context, volume: Volume, connector: dict[str, Any]
+) -> dict[str, Any]:
+    """Export the volume to a connector; returns its connection info (nested `data`). May be repeated."""
+    _refuse_maintenance(volume)
+    if volume.host is None:
+        raise InvalidState("Invalid volume: it has no back end yet.")
+    mode = volume.admin_metadata.get("attached_mode") or ("ro" if volume.readonly else "rw")
+    holder = _holder(connector)
+    _connect(core, context, volume, connector, holder, mode)
+    with core.store.read() as connection:
+        for each in holders(connection, volume.id):
+            if each.holder == holder and each.info is not None:
+                return each.info
+    raise InvalidState("The connection was terminated meanwhile.")
+
+
+def terminate_connection(
+    core: Core, context: Context, volume: Volume, connector: dict[str, Any] | None
+) -> None:
+    """Withdraw a connector (None: all of them), then act as `unreserve`."""
+    _refuse_maintenance(volume)
+    with core.store.read() as connection:
+        held = [each.holder for each in holders(connection, volume.id)]
+    leaving = [
+        h for h in held if h.startswith("connector:") and (connector is None or h == _holder(connector))
+    ]
+    _disconnect(core, context, volume, leaving)
+    unreserve(core, volume)
+
+
+def _holder(connector: dict[str, Any]) -> str:
+    name = connector.get("initiator") or connector.get("nqn") or connector.get("host") or "anyone"
+    return f"connector:{name}"[:255]
+
+
+# --- attachments (3.27 and later) ------------------------------------------------------------------------
+
+
+def create(
+    core: Core,
+    context: Context,
+    volume: Volume,
+    *,
+    instance_id: str | None,
+    connector: dict[str, Any] | None,
+    mode: str | None,
+) -> Attachment:
+    """Reserve the volume, and connect it when a connector is given. A failed connect leaves nothing."""
+    made = Attachment(
+        id=records.new_id(),
+        volume_id=volume.id,
+        project_id=context.project_id,
+        instance_id=instance_id,
+        attach_mode=_mode(volume, mode, connector) if mode or volume.readonly else None,
+        attach_status="reserved",
+        created_at=records.now(),
+    )
+    row = transition("volume", "hold_shared" if volume.multiattach else "hold")
+    with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Volume, volume.id)
+        if "error" in fresh.status:
+            raise InvalidState(f"Invalid volume: it is in status {fresh.status}.")
+        same_server = instance_id is not None and any(
+            each.instance_id == instance_id for each in _of(connection, volume.id)
+        )
+        records.insert(connection, made)
+        if not (same_server and fresh.status in ("in-use", "reserved")):
+            attach_status = records.summary_of(connection, volume.id)[1]
+            records.enter(connection, row, volume.id, attach_status=attach_status)
+    if connector:
+        args = {"attachment_id": made.id, "made_for_this": True}
+        _connect(core, context, volume, connector, made.id, _mode(volume, mode, connector), args)
+    with core.store.read() as connection:
+        return records.get(connection, Attachment, made.id)
+
+
+def update(core: Core, context: Context, attachment: Attachment, connector: dict[str, Any]) -> Attachment:
+    """Connect a reserved attachment. Raises `Conflict` for an errored volume or a second connector."""
+    with core.store.read() as connection:
+        volume = records.get(connection, Volume, attachment.volume_id)
+        others = [each for each in _of(connection, volume.id) if each.id != attachment.id]
+    if "error" in volume.status:
+        raise Conflict(f"Volume {volume.id} is in status {volume.status}.")
+    if not volume.multiattach and any(each.connector for each in others):
+        raise Conflict(f"Volume {volume.id} is connected already, and does not allow several attachments.")
+    mode = _mode(volume, attachment.attach_mode, connector)
+    _connect(core, context, volume, connector, attachment.id, mode, {"attachment_id": attachment.id})
+    with core.store.read() as connection:
+        return records.get(connection, Attachment, attachment.id)
+
+
+def _mode(volume: Volume, mode: str | None, connector: dict[str, Any] | None) -> str:
+    wanted = mode or (connector or {}).get("mode") or "rw"
+    return "ro" if volume.readonly else str(wanted)
+
+
+def complete(core: Core, context: Context, attachment: Attachment) -> None:
+    """The hypervisor uses it now: attached and in-use. Repeating it is success."""
+    del context
+    with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Attachment, attachment.id)
+        if fresh.attach_status == "attached":
+            return
+        row = transition("attachment", "complete")
+        records.enter(connection, row, attachment.id, attached_at=records.now())
+        volume = records.get(connection, Volume, attachment.volume_id)
+        marked = dict(volume.admin_metadata)
+        if fresh.attach_mode:
+            marked["attached_mode"] = fresh.attach_mode
+        status, attach_status = records.summary_of(connection, volume.id)
+        records.enter(
+            connection,
+            transition("volume", "complete"),
+            volume.id,
+            status=status,
+            attach_status=attach_status,
+            admin_metadata=marked,
+        )
+    events.emit("volume.attach.end", resource_id=volume.id, project_id=volume.project_id)
+
+
+def delete(core: Core, context: Context, attachment: Attachment) -> list[Attachment]:
+    """Withdraw it, with its export when it was the last; returns the attachments that remain."""
+    with core.store.read() as connection:
+        volume = records.get(connection, Volume, attachment.volume_id)
+        connected = any(each.holder == attachment.id for each in holders(connection, volume.id))
+    if connected:
+        _disconnect(core, context, volume, [attachment.id], attachment.id)
+    else:
+        with core.store.write(durable=True) as connection:
+            records.delete(connection, Attachment, attachment.id)
+            recompute(connection, volume.id)
+    events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)
+    with core.store.read() as connection:
+        return _of(connection, volume.id)
+
+
+# --- waiting for the target ------------------------------------------------------------------------------
+
+
+def _connect(
+    core: Core,
+    context: Context,
+    volume: Volume,
+    connector: dict[str, Any],
+    holder: str,
+    mode: str,
+    args: dict[str, Any] | None = None,
+) -> None:
+    if volume.host is None:
+        raise InvalidState("Invalid volume: it has no back end yet.")
+    told = {"connector": _public(connector), "holder": holder, "mode": mode, **(args or {})}
+    _run(core, context, volume, "attachment.connect", told)
+
+
+_SECRETIVE = ("password", "secret", "auth", "key")
+
+
+def _public(connector: dict[str, Any]) -> dict[str, Any]:
+    """The connector without anything that may be a secret: it is kept in journal and tables."""
+    return {k: v for k, v in connector.items() if not any(word in k.lower() for word in _SECRETIVE)}
+
+
+def _disconnect(
+    core: Core,
+    context: Context,
+    volume: Volume,
+    leaving: list[str],
+    attachment_id: str | None = None,
+) -> None:
+    if not leaving:
+        return
+    args = {"holders": leaving, "attachment_id": attachment_id}
+    _run(core, context, volume, "attachment.disconnect", args)
+
+
+def _run(core: Core, context: Context, volume: Volume, kind: str, args: dict[str, Any]) -> Operation:
+    operation_id = records.new_id()
+    listening = core.journal.listen(operation_id)
+    try:
+        with core.store.write() as connection:
+            row = core.journal.submit(
+                connection,
+                kind,
+                context,
+                volume.id,
+                host=backend_host(volume.host or ""),
+                args=args,
+                operation_id=operation_id,
+            )
+    except BaseException:
+        listening.close()
+        raise
+    core.journal.announce(row)
+    return core.journal.wait(operation_id, listening, core.options.attach_timeout)

@@ -1,0 +1,599 @@
+"""Durable operations: one row is queue entry, lock and journal.
+
+An operation runs through legs (`scheduler`, then `volume`), each a list of tasks. A task that only writes
+records runs in the same transaction as the journal's own advance; a task with an outside effect runs twice
+safely, so the journal needs a write only after it. A worker holds a claim with a lease; every journal write
+is fenced by the claim number, so a worker that was thought dead cannot write over its successor.
+When a task fails, the leg's tasks are reverted from there, and `failed` writes the end the table names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from lapilli import events
+from lapilli.context import Context
+from lapilli.domain import states
+from lapilli.domain.model import Operation
+from lapilli.errors import LapilliError, LeaseLost, StorageError
+from lapilli.ports.bus import Bus, Subscription
+from lapilli.ports.driver import Driver
+from lapilli.ports.target import Target
+from lapilli.store import records, tables
+from lapilli.store.session import Store
+
+if TYPE_CHECKING:
+    from lapilli.flows.core import Core
+
+_log = logging.getLogger("lapilli.journal")
+
+LEASE = timedelta(seconds=15)
+UNFINISHED = ("queued", "running", "reverting")
+HELD = ("running", "reverting")
+REVERT_ATTEMPTS = 5
+_op = tables.operations.c
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One configured back end of a volume service: its driver and its target."""
+
+    name: str
+    host: str  # "host@backend"
+    availability_zone: str
+    driver: Driver
+    target: Target
+
+
+class Task:
+    """A step with an effect outside the database. Both calls run twice safely."""
+
+    @property
+    def name(self) -> str:
+        """The name that operators see."""
+        return type(self).__name__
+
+    def execute(self, work: Work) -> None:
+        """Do it; looks before it makes."""
+
+    def revert(self, work: Work) -> None:
+        """Undo it, also after half an `execute`."""
+
+
+class RecordTask(Task):
+    """A step that only writes records, in the transaction that advances the journal."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """Write."""
+
+    def unrecord(self, work: Work, connection: sa.Connection) -> None:
+        """Undo the writing."""
+
+
+class Postponed(Exception):
+    """Raised by a task that must wait for another operation: it is run again after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"again in {seconds} s")
+        self.seconds = seconds
+
+
+Failed = Callable[["Work", sa.Connection, Exception], None]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a kind of operation is made of. `failed` writes the end state of one that was reverted."""
+
+    kind: str
+    resource: str
+    actions: tuple[str, ...]  # the transition rows whose while-states it holds
+    legs: Mapping[str, tuple[Task, ...]]
+    failed: Failed
+    version: int = 1
+
+    @property
+    def event(self) -> str:
+        """The notification's event type, without `.start` or `.end`."""
+        return states.transition(self.resource, self.actions[0]).event if self.actions else self.kind
+
+
+_KINDS: dict[str, Definition] = {}
+
+
+def operation(
+    kind: str,
+    *,
+    on: tuple[str, ...],
+    failed: Failed,
+    scheduler: Sequence[Task] = (),
+    volume: Sequence[Task] = (),
+) -> Definition:
+    """Declare a kind of operation; `on` is the resource and the table's actions that it serves."""
+    legs = {role: tuple(tasks) for role, tasks in (("scheduler", scheduler), ("volume", volume)) if tasks}
+    definition = Definition(kind, on[0], on[1:], legs, failed)
+    _KINDS[kind] = definition
+    return definition
+
+
+def kinds() -> Mapping[str, Definition]:
+    """Every declared kind."""
+    return _KINDS
+
+
+@dataclass
+class Work:
+    """A claimed operation while it runs."""
+
+    core: Core
+    operation: Operation
+    backend: Backend | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    next_host: str | None = None
+    reschedule: bool = False
+    _told: float = 0.0
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """What the operation was submitted with."""
+        return self.operation.args
+
+    @property
+    def resource_id(self) -> str:
+        """Id of the resource that the operation holds."""
+        return self.operation.resource_id
+
+    @property
+    def storage(self) -> Backend:
+        """The back end of a volume leg."""
+        if self.backend is None:
+            raise StorageError("This step needs a back end, and runs in a leg without one.")
+        return self.backend
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that only commits while this worker still holds the claim. Raises `LeaseLost`."""
+        with self.core.store.write(durable=durable) as connection:
+            self.fence(connection)
+            yield connection
+
+    def fence(self, connection: sa.Connection, **changes: Any) -> None:
+        """Write to the operation's row under the claim number. Raises `LeaseLost`."""
+        changes.setdefault("updated_at", records.now())
+        statement = (
+            tables.operations.update()
+            .where(_op.id == self.operation.id, _op.claim == self.operation.claim, _op.state.in_(HELD))
+            .values(**changes)
+        )
+        if connection.execute(statement).rowcount == 0:
+            raise LeaseLost(f"Operation {self.operation.id} was taken over.")
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell how many bytes are done; written at most once a second."""
+        if time.monotonic() - self._told < 1:
+            return
+        self._told = time.monotonic()
+        with self.core.store.write() as connection:
+            self.fence(connection, bytes_done=done, bytes_total=total, lease_until=records.now() + LEASE)
+
+
+class Journal:
+    """Submits, claims, runs and ends operations."""
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self.store = store
+        self.bus = bus
+        self.owner = owner_name()
+
+    # --- the submitting side ---
+
+    def submit(
+        self,
+        connection: sa.Connection,
+        kind: str,
+        context: Context,
+        resource_id: str,
+        *,
+        lane: str | None = None,
+        role: str = "volume",
+        host: str | None = None,
+        args: dict[str, Any] | None = None,
+        operation_id: str | None = None,
+    ) -> Operation:
+        """Write the operation's row in the caller's transaction; call `announce` after the commit.
+
+        `lane` names what must not be worked on by two operations at once (the volume); `host` is the
+        `host@backend` of a volume leg.
+        """
+        row = Operation(
+            id=operation_id or records.new_id(),
+            kind=kind,
+            steps_version=_KINDS[kind].version,
+            resource_id=resource_id,
+            lane=lane or resource_id,
+            project_id=context.project_id,
+            user_id=context.user_id,
+            request_id=context.request_id,
+            role=role,
+            host=host,
+            state="queued",
+            args=args or {},
+            created_at=records.now(),
+        )
+        records.insert(connection, row)
+        return row
+
+    def announce(self, row: Operation) -> None:
+        """Wake whoever may claim it."""
+        self.bus.wake(topic(row.role, row.host))
+
+    def listen(self, operation_id: str) -> Subscription:
+        """Begin to listen for an operation's end; do so before submitting it."""
+        return self.bus.subscribe(f"operation:{operation_id}")
+
+    def wait(self, operation_id: str, listening: Subscription, seconds: float) -> Operation:
+        """The finished operation. Raises its error, or `StorageError` when it takes longer."""
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                listening.wait(min(0.5, max(0.0, deadline - time.monotonic())))
+                with self.store.read() as connection:
+                    row = records.get(connection, Operation, operation_id)
+                if row.state == "done":
+                    return row
+                if row.state == "failed":
+                    raise _error_of(row)
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"The operation has not ended within {seconds:g} s; it goes on in the background."
+                    )
+        finally:
+            listening.close()
+
+    # --- the working side ---
+
+    def claim(self, role: str, hosts: Sequence[str], most: int) -> list[Operation]:
+        """Claim up to `most` operations that this process may run, oldest first, one per lane."""
+        moment = records.now()
+        with self.store.read() as connection:  # a look first: an idle sweep takes no lock
+            if connection.execute(_claimable(role), self._wanted(hosts, moment, 1)).first() is None:
+                return []
+        claimed: list[Operation] = []
+        with self.store.write() as connection:
+            rows = connection.execute(_claimable(role), self._wanted(hosts, moment, most * 4)).all()
+            lanes: set[str] = set()
+            for row in rows:
+                found = records.make(Operation, row)
+                if found.lane in lanes or len(claimed) == most:
+                    continue
+                lanes.add(found.lane)
+                claimed.append(found)
+            if claimed:
+                values = {
+                    "me": self.owner,
+                    "lease": moment + LEASE,
+                    "moment": moment,
+                }
+                connection.execute(_take(), [{"op": each.id, **values} for each in claimed])
+        return [_claimed(each, self.owner) for each in claimed]
+
+    @staticmethod
+    def _wanted(hosts: Sequence[str], moment: Any, most: int) -> dict[str, Any]:
+        return {"hosts": list(hosts), "moment": moment, "most": most}
+
+    def renew(self) -> None:
+        """Extend the leases of everything this process holds."""
+        with self.store.write() as connection:
+            connection.execute(
+                tables.operations.update()
+                .where(_op.state.in_(HELD), _op.owner == self.owner)
+                .values(lease_until=records.now() + LEASE)
+            )
+
+    def reap(self) -> int:
+        """End the leases of dead processes of this machine, so that their work goes on now; how many."""
+        with self.store.read() as connection:
+            owners = connection.execute(
+                sa.select(_op.owner).where(_op.state.in_(HELD), _op.lease_until > records.now()).distinct()
+            ).scalars()
+            dead = [owner for owner in owners if owner and owner_is_dead(owner)]
+        if not dead:
+            return 0
+        with self.store.write() as connection:
+            return connection.execute(
+                tables.operations.update()
+                .where(_op.state.in_(HELD), _op.owner.in_(dead))
+                .values(lease_until=records.now())
+            ).rowcount
+
+    def forget(self, older_than: timedelta) -> int:
+        """Remove the rows of operations that ended long ago; how many."""
+        with self.store.write() as connection:
+            return connection.execute(
+                tables.operations.delete().where(
+                    _op.state.in_(("done", "failed")), _op.finished_at < records.now() - older_than
+                )
+            ).rowcount
+
+    def run(self, core: Core, row: Operation, backend: Backend | None) -> None:
+        """Run a claimed operation's leg to its end, or undo it. Never raises."""
+        work = Work(core, row, backend, dict(row.results))
+        events.set_request_id(row.request_id)
+        try:
+            if row.state == "reverting":
+                self._revert(work, _error_of(row), row.step)
+            else:
+                self._execute(work)
+        except LeaseLost:
+            _log.warning("operation %s was taken over by another worker", row.id)
+        except Exception:
+            _log.exception(
+                "operation %s stopped unexpectedly; its lease will end and it is tried again", row.id
+            )
+        finally:
+            events.set_request_id(None)
+
+    def _execute(self, work: Work) -> None:
+        tasks = _KINDS[work.operation.kind].legs[work.operation.role]
+        step = work.operation.step
+        try:
+            while step < len(tasks):
+                if not isinstance(tasks[step], RecordTask):
+                    tasks[step].execute(work)
+                    step += 1
+                step = self._advance(work, tasks, step)
+        except LeaseLost:
+            raise
+        except Postponed as wait:
+            again = records.now() + timedelta(seconds=wait.seconds)
+            with work.transaction() as connection:
+                work.fence(
+                    connection, state="queued", step=step, owner=None, lease_until=again, results=work.results
+                )
+        except Exception as error:
+            if not isinstance(error, LapilliError):
+                _log.exception("task %s of %s failed", tasks[step].name, work.operation.kind)
+            failed_at = min(step, len(tasks) - 1)
+            with work.transaction() as connection:
+                work.fence(
+                    connection,
+                    state="reverting",
+                    step=failed_at,
+                    results=work.results,
+                    error=_described(error),
+                )
+            self._revert(work, error, failed_at)
+
+    def _advance(self, work: Work, tasks: Sequence[Task], step: int) -> int:
+        """One transaction: the record tasks that follow, and the journal's advance or the leg's end."""
+        with self.store.write() as connection:
+            work.fence(connection)
+            while step < len(tasks) and isinstance(task := tasks[step], RecordTask):
+                task.record(work, connection)
+                step += 1
+            if step < len(tasks):
+                work.fence(connection, step=step, results=work.results)
+            else:
+                self._end_leg(work, connection)
+        if step == len(tasks):
+            self._tell_end(work)
+        return step
+
+    def _end_leg(self, work: Work, connection: sa.Connection) -> None:
+        legs = _KINDS[work.operation.kind].legs
+        if work.operation.role == "scheduler" and "volume" in legs:
+            work.fence(
+                connection,
+                role="volume",
+                host=work.next_host,
+                state="queued",
+                step=0,
+                owner=None,
+                lease_until=None,
+                results=work.results,
+            )
+        else:
+            self._finish(work, connection, "done")
+
+    @staticmethod
+    def _finish(work: Work, connection: sa.Connection, state: str) -> None:
+        ended = records.now()
+        work.fence(
+            connection,
+            state=state,
+            results=work.results,
+            lease_until=None,
+            finished_at=ended,
+            updated_at=ended,
+        )
+
+    def _tell_end(self, work: Work) -> None:
+        if work.operation.role == "scheduler" and work.next_host is not None:
+            self.bus.wake(topic("volume", work.next_host))
+        else:
+            self._tell(work, "end")
+
+    def _tell(self, work: Work, outcome: str, **fields: Any) -> None:
+        row, definition = work.operation, _KINDS[work.operation.kind]
+        self.bus.wake(f"operation:{row.id}")
+        events.emit(
+            f"{definition.event}.{outcome}",
+            resource_id=row.resource_id,
+            project_id=row.project_id,
+            operation=row.id,
+            seconds=round((records.now() - row.created_at).total_seconds(), 4),
+            **fields,
+        )
+
+    def _revert(self, work: Work, error: Exception, step: int) -> None:
+        definition = _KINDS[work.operation.kind]
+        tasks = definition.legs[work.operation.role]
+        try:
+            for task in reversed(tasks[: step + 1]):
+                if isinstance(task, RecordTask):
+                    with work.transaction() as connection:
+                        task.unrecord(work, connection)
+                        step -= 1
+                        work.fence(connection, step=max(step, 0))
+                else:
+                    task.revert(work)
+                    step -= 1
+        except LeaseLost:
+            raise
+        except Exception as problem:
+            if work.operation.attempts + 1 < REVERT_ATTEMPTS:
+                self._revert_later(work, problem)
+                return
+            _log.exception("giving up undoing operation %s: something may be left behind", work.operation.id)
+        with self.store.write() as connection:
+            work.fence(connection)
+            definition.failed(work, connection, error)
+            if work.reschedule:
+                work.fence(
+                    connection,
+                    role="scheduler",
+                    host=None,
+                    state="queued",
+                    step=0,
+                    owner=None,
+                    lease_until=None,
+                    results=work.results,
+                )
+            else:
+                self._finish(work, connection, "failed")
+        if work.reschedule:
+            self.bus.wake("scheduler")
+        else:
+            self._tell(work, "error", reason=str(error))
+
+    def _revert_later(self, work: Work, problem: Exception) -> None:
+        attempts = work.operation.attempts + 1
+        _log.warning("undoing operation %s failed, trying again: %s", work.operation.id, problem)
+        with work.transaction() as connection:
+            work.fence(
+                connection, attempts=attempts, lease_until=records.now() + timedelta(seconds=2**attempts)
+            )
+
+
+def topic(role: str, host: str | None) -> str:
+    """The wake topic of a role (on a host)."""
+    return f"{role}:{host}" if host else role
+
+
+def _claimed(row: Operation, owner: str) -> Operation:
+    state = "reverting" if row.state == "reverting" else "running"
+    return msgspec.structs.replace(row, claim=row.claim + 1, owner=owner, state=state)
+
+
+@lru_cache(maxsize=4)
+def _claimable(role: str) -> sa.Select[Any]:
+    other = tables.operations.alias()
+    lane_is_busy = (
+        sa.select(other.c.id)
+        .where(
+            other.c.lane == _op.lane,
+            other.c.id != _op.id,
+            other.c.state.in_(HELD),
+        )
+        .exists()
+    )
+    conditions = [
+        _op.state.in_(UNFINISHED),
+        _op.role == role,
+        sa.or_(_op.lease_until.is_(None), _op.lease_until <= sa.bindparam("moment")),
+        ~lane_is_busy,
+    ]
+    if role != "scheduler":
+        conditions.append(_op.host.in_(sa.bindparam("hosts", expanding=True)))
+    return (
+        sa.select(tables.operations)
+        .where(*conditions)
+        .order_by(_op.created_at)
+        .limit(sa.bindparam("most"))
+        .with_for_update(skip_locked=True)
+    )
+
+
+@lru_cache(maxsize=1)
+def _take() -> sa.Update:
+    return (
+        tables.operations.update()
+        .where(_op.id == sa.bindparam("op"))
+        .values(
+            state=sa.case((_op.state == "reverting", "reverting"), else_="running"),
+            owner=sa.bindparam("me"),
+            claim=_op.claim + 1,
+            lease_until=sa.bindparam("lease"),
+            updated_at=sa.bindparam("moment"),
+        )
+    )
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    if isinstance(error, LapilliError):
+        told: dict[str, Any] = {"code": error.code, "status": error.status, "message": error.message}
+        if isinstance(error, StorageError):
+            told |= {"detail": error.detail, "retry": error.retry}
+        return told
+    return {"code": "internal", "status": 500, "message": f"Unexpected {type(error).__name__}; see the log."}
+
+
+def _error_of(row: Operation) -> LapilliError:
+    told = row.error or {"code": "internal", "status": 500, "message": "It failed."}
+    error: LapilliError
+    if "detail" in told:
+        error = StorageError(told["message"], detail=told["detail"], retry=told["retry"])
+    else:
+        error = LapilliError(told["message"])
+    error.status, error.code = told["status"], told["code"]
+    return error
+
+
+# --- who owns a claim: enough to tell, on the same machine, that the process is gone ---
+
+
+def owner_name() -> str:
+    """`host|boot|pid namespace|pid|start time` of this process."""
+    return "|".join((socket.gethostname(), _boot(), _namespace(), str(os.getpid()), _started(os.getpid())))
+
+
+def owner_is_dead(owner: str) -> bool:
+    """Whether the owner was a process of this machine and namespace that is no more."""
+    parts = owner.split("|")
+    if len(parts) != 5 or parts[0] != socket.gethostname():
+        return False
+    if parts[1] != _boot():
+        return True  # this machine has been restarted since
+    return parts[2] == _namespace() and _started(int(parts[3])) != parts[4]
+
+
+@lru_cache(maxsize=1)
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+@lru_cache(maxsize=1)
+def _namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _started(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

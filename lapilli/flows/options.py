@@ -1,0 +1,22 @@
+"""Options of the flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lapilli.config import option
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """Volumes, images and messages."""
+
+    default_availability_zone: str | None = option(None, "Zone of requests that name none.")
+    allow_availability_zone_fallback: bool = option(False, "Use the default zone for an unknown one.")
+    cloned_volume_same_az: bool = option(True, "A clone stays in its source's zone.")
+    snapshot_same_host: bool = option(True, "A volume from a snapshot stays in the snapshot's pool.")
+    enable_force_upload: bool = option(False, "Let volumes in use be uploaded with force.")
+    message_ttl: int = option(2592000, "Seconds that user messages are kept.", minimum=1)
+    report_discard_supported: bool = option(False, "Tell initiators that discard works.")
+    attach_timeout: int = option(60, "Seconds an API call waits for an export.", minimum=1)
+    operation_retention: int = option(86400, "Seconds that ended operations can be looked at.", minimum=60)

@@ -1,0 +1,436 @@
+"""The durable half of a volume's life: tasks of create, delete, extend and upload, and what they end in."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from lapilli.domain import placement
+from lapilli.domain import quotas as quota_rules
+from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, VolumeType
+from lapilli.domain.states import transition
+from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
+from lapilli.flows.journal import RecordTask, Task, Work, operation
+from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.target import ExportSpec
+from lapilli.store import quotas, records, tables
+
+CREATE = transition("volume", "create")
+DOWNLOAD = transition("volume", "download")
+DELETE = transition("volume", "delete")
+EXTEND = transition("volume", "extend")
+UPLOAD = transition("volume", "upload")
+DELETE_SNAPSHOT = transition("snapshot", "delete")
+GIB = 2**30
+
+_pool = tables.pools.c
+
+
+# --- what tasks share ------------------------------------------------------------------------------------
+
+
+def volume_of(work: Work, connection: sa.Connection, identifier: str | None = None) -> Volume:
+    """The operation's volume as it is now. Raises `NotFound`."""
+    return records.get(connection, Volume, identifier or work.resource_id)
+
+
+def load(work: Work, identifier: str | None = None) -> Volume:
+    """As `volume_of`, with a connection of its own."""
+    with work.core.store.read() as connection:
+        return volume_of(work, connection, identifier)
+
+
+def backend_host(pool: str) -> str:
+    """`host@backend` of `host@backend#pool`."""
+    return pool.split("#", 1)[0]
+
+
+def reference(volume: Volume) -> VolumeRef:
+    """What the driver is told of a volume."""
+    return VolumeRef(volume.id, volume.size, (volume.host or "").partition("#")[2])
+
+
+def snapshot_reference(snapshot: Snapshot, pool: str) -> SnapshotRef:
+    """What the driver is told of a snapshot; `pool` is its volume's `host`."""
+    return SnapshotRef(snapshot.id, snapshot.volume_id, snapshot.size, pool.partition("#")[2])
+
+
+def claim_capacity(connection: sa.Connection, pool: str, gib: int, *, volumes: int = 0) -> None:
+    """Take (or give back) room in a pool, in the caller's transaction."""
+    connection.execute(
+        tables.pools.update()
+        .where(_pool.name == pool)
+        .values(allocated_gb=_pool.allocated_gb + gib, volumes=_pool.volumes + volumes)
+    )
+
+
+def candidates(connection: sa.Connection, down_after: int) -> list[placement.Candidate]:
+    """Pools of volume services that are enabled, up, not frozen, and have reported."""
+    alive = records.now() - timedelta(seconds=down_after)
+    services = {
+        service.host
+        for service in records.all_of(connection, Service, tables.services.c.binary == "cinder-volume")
+        if not service.disabled
+        and not service.frozen
+        and service.heartbeat_at
+        and service.heartbeat_at >= alive
+    }
+    return [
+        placement.Candidate(
+            name=pool.name,
+            zone=pool.availability_zone,
+            capabilities=pool.capabilities,
+            allocated_gb=pool.allocated_gb,
+            claimed_since_report=pool.allocated_gb - pool.reported_allocated_gb,
+        )
+        for pool in records.all_of(connection, Pool)
+        if pool.backend in services and pool.reported_at is not None
+    ]
+
+
+def end_create(connection: sa.Connection, identifier: str, outcome: str, **changes: Any) -> bool:
+    """Leave whichever of the two states a create may be in."""
+    return any(records.leave(connection, row, identifier, outcome, **changes) for row in (CREATE, DOWNLOAD))
+
+
+def has_code(error: Exception, kind: type[LapilliError]) -> bool:
+    """Whether it is of that kind, also after its way through the journal, which keeps codes, not classes."""
+    return isinstance(error, LapilliError) and error.code == kind.code
+
+
+def complain(work: Work, connection: sa.Connection, kind: str, action_id: str, error: Exception) -> str:
+    """Write the user message of a failure; returns the reason for the volume's `fault`."""
+    detail = error.detail if isinstance(error, StorageError) else "001"
+    records.message(connection, work.operation, kind, action_id, detail, work.core.options.message_ttl)
+    return error.message if isinstance(error, LapilliError) else "An unexpected error; see the service's log."
+
+
+# --- create ----------------------------------------------------------------------------------------------
+
+
+class ScheduleCreateVolume(RecordTask):
+    """Choose a pool and take room in it, in one transaction."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """Place the volume. Raises `NoValidBackend`."""
+        volume = volume_of(work, connection)
+        spec = work.args["spec"]
+        options = work.core.scheduler
+        request = placement.Request(
+            size=volume.size,
+            zones=tuple(spec["zones"]),
+            extra_specs=spec["extra_specs"],
+            pool=spec["pool"],
+            pinned_why=spec["pinned_why"],
+            avoid=tuple(work.results.get("avoid", ())),
+            over_subscription=options.max_over_subscription_ratio,
+        )
+        pools = candidates(connection, work.core.service.service_down_time)
+        chosen = placement.choose(request, pools, options)[0]
+        claim_capacity(connection, chosen.name, volume.size, volumes=1)
+        records.update(connection, Volume, volume.id, host=chosen.name, availability_zone=chosen.zone)
+        work.next_host = backend_host(chosen.name)
+
+
+class CreateVolumeFromSpec(Task):
+    """Make the volume at its back end, from whatever it is made of."""
+
+    def execute(self, work: Work) -> None:
+        """Raises `StorageError`."""
+        volume = load(work)
+        driver, ref = work.storage.driver, reference(volume)
+        if volume.snapshot_id:
+            with work.core.store.read() as connection:
+                snapshot = records.get(connection, Snapshot, volume.snapshot_id)
+                origin = volume_of(work, connection, snapshot.volume_id)
+            source = snapshot_reference(snapshot, origin.host or "")
+            driver.create_from_snapshot(ref, source, work.progress)
+        elif volume.source_volid:
+            driver.clone(ref, reference(load(work, volume.source_volid)), work.progress)
+        elif volume.image_id:
+            self._fill_from_image(work, volume, ref)
+        else:
+            driver.create(ref)
+
+    def revert(self, work: Work) -> None:
+        """Remove what was made."""
+        work.storage.driver.delete(reference(load(work)))
+
+    def _fill_from_image(self, work: Work, volume: Volume, ref: VolumeRef) -> None:
+        image = work.core.images.get(volume.image_id or "")
+        if image.status != "active" or image.disk_format is None:
+            raise ImageUnacceptable(f"Image {image.id} is not active.")
+        key = f"{image.id}-{(image.checksum or image.updated_at or 'x').replace(':', '')}"
+        driver = work.storage.driver
+        with work.core.store.write() as connection:
+            work.fence(connection)
+            records.enter(connection, DOWNLOAD, volume.id)
+        with work.core.single_flight(f"image-{key}"):
+            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key):
+                return
+            driver.create(ref)
+            scratch = os.path.join(work.core.config.state_dir, "conversion")
+            with work.core.images.fetch(image, scratch, work.progress) as path:
+                virtual = work.core.converter.check(path, image.disk_format)
+                if virtual > volume.size * GIB:
+                    raise ImageUnacceptable(
+                        f"Image {image.id} holds {virtual} bytes, more than the volume's {volume.size} GiB.",
+                        detail="007",
+                    )
+                work.core.converter.to_raw(path, image.disk_format, driver.address(ref), work.progress)
+            if isinstance(driver, ImageCache):
+                driver.keep_cached(ref, key)
+
+
+class CreateVolumeOnFinish(RecordTask):
+    """The volume is there: say so."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """Write `available`."""
+        changes: dict[str, Any] = {"launched_at": records.now(), "fault": None}
+        if work.args.get("bootable"):
+            changes["bootable"] = True
+        end_create(connection, work.resource_id, "done", **changes)
+
+
+def on_failure_reschedule(work: Work, connection: sa.Connection, error: Exception) -> None:
+    """Give the pool's room back; try another pool, or end in `error` with the reason."""
+    volume = records.find(connection, Volume, work.resource_id)
+    if volume is None:
+        return
+    if volume.host:
+        claim_capacity(connection, volume.host, -volume.size, volumes=-1)
+        records.update(connection, Volume, volume.id, host=None)
+        avoid = [*work.results.get("avoid", []), volume.host]
+        retriable = error.retry if isinstance(error, StorageError) else False
+        if (
+            retriable
+            and len(avoid) < work.core.scheduler.scheduler_max_attempts
+            and not work.args["spec"]["pool"]
+        ):
+            work.results["avoid"] = avoid
+            work.reschedule = True
+            return
+    unplaced = has_code(error, NoValidBackend)
+    action = "001" if unplaced else ("005" if volume.image_id else "008")
+    fault = complain(work, connection, "VOLUME", action, error)
+    end_create(connection, volume.id, "failed", fault=fault)
+
+
+operation(
+    "volume.create",
+    on=("volume", "create", "download"),
+    scheduler=[ScheduleCreateVolume()],
+    volume=[CreateVolumeFromSpec(), CreateVolumeOnFinish()],
+    failed=on_failure_reschedule,
+)
+
+
+# --- delete ----------------------------------------------------------------------------------------------
+
+
+class DeleteVolume(Task):
+    """Stop serving it, remove the snapshots that go with it, then the volume."""
+
+    def execute(self, work: Work) -> None:
+        """Raises `StorageError`, or `Busy`."""
+        with work.core.store.read() as connection:
+            volume = records.find(connection, Volume, work.resource_id)
+            export = records.find(connection, Export, work.resource_id)
+            doomed = records.all_of(
+                connection,
+                Snapshot,
+                tables.snapshots.c.volume_id == work.resource_id,
+                tables.snapshots.c.status == "deleting",
+            )
+        if volume is None:
+            return
+        if export is not None:
+            work.storage.target.unexport(volume.id, export.data)
+        if work.args.get("cascade"):
+            for snapshot in doomed:
+                work.storage.driver.delete_snapshot(snapshot_reference(snapshot, volume.host or ""))
+        work.storage.driver.delete(reference(volume))
+
+
+class DeleteVolumeOnFinish(RecordTask):
+    """Remove the rows and give back what they counted."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """One transaction for rows, quota and capacity."""
+        volume = records.find(connection, Volume, work.resource_id)
+        if volume is None or not records.leave(connection, DELETE, volume.id, "done"):
+            return
+        forget_volume(work.core.quota, connection, volume)
+        if work.args.get("cascade"):
+            snapshots = records.all_of(connection, Snapshot, tables.snapshots.c.volume_id == volume.id)
+            for snapshot in snapshots:
+                forget_snapshot(work.core.quota, connection, snapshot)
+
+
+def forget_volume(options: quota_rules.QuotaOptions, connection: sa.Connection, volume: Volume) -> None:
+    """Give back a removed volume's quota and room, and drop what hung on it."""
+    type_name = records.get(connection, VolumeType, volume.volume_type_id).name
+    if volume.consumes_quota:
+        back = quota_rules.volume_deltas(-volume.size, type_name, volumes=-1)
+        quotas.charge(connection, options, volume.project_id, back)
+    if volume.host:
+        claim_capacity(connection, volume.host, -volume.size, volumes=-1)
+    for table in (tables.exports, tables.connections, tables.attachments):
+        connection.execute(table.delete().where(table.c.volume_id == volume.id))
+
+
+def forget_snapshot(options: quota_rules.QuotaOptions, connection: sa.Connection, snapshot: Snapshot) -> None:
+    """Remove a snapshot's row and give back its quota."""
+    if not records.leave(connection, DELETE_SNAPSHOT, snapshot.id, "done"):
+        return
+    type_name = records.get(connection, VolumeType, snapshot.volume_type_id).name
+    if snapshot.consumes_quota:
+        back = quota_rules.snapshot_deltas(-snapshot.size, type_name, options, snapshots=-1)
+        quotas.charge(connection, options, snapshot.project_id, back)
+
+
+def delete_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
+    """Busy: as it was. Else: error_deleting. Its snapshots follow what became of them."""
+    outcome = "refused" if has_code(error, Busy) else "failed"
+    fault = (
+        error.message if isinstance(error, LapilliError) else "An unexpected error; see the service's log."
+    )
+    records.leave(connection, DELETE, work.resource_id, outcome, fault=fault)
+    if work.args.get("cascade"):
+        snapshots = records.all_of(connection, Snapshot, tables.snapshots.c.volume_id == work.resource_id)
+        for snapshot in snapshots:
+            records.leave(connection, DELETE_SNAPSHOT, snapshot.id, "failed")
+
+
+operation(
+    "volume.delete",
+    on=("volume", "delete", "force_delete"),
+    volume=[DeleteVolume(), DeleteVolumeOnFinish()],
+    failed=delete_failed,
+)
+
+
+# --- extend ----------------------------------------------------------------------------------------------
+
+
+class ScheduleExtendVolume(RecordTask):
+    """See that the pool has room for the growth, and take it."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """Raises `NoValidBackend`."""
+        volume = volume_of(work, connection)
+        growth = work.args["new_size"] - work.args["old_size"]
+        kind = records.get(connection, VolumeType, volume.volume_type_id)
+        options = work.core.scheduler
+        request = placement.Request(
+            size=growth,
+            extra_specs=kind.extra_specs,
+            pool=volume.host,
+            pinned_why="the volume lives elsewhere",
+            over_subscription=options.max_over_subscription_ratio,
+        )
+        placement.choose(request, candidates(connection, work.core.service.service_down_time), options)
+        claim_capacity(connection, volume.host or "", growth)
+        work.results["claimed"] = growth
+        work.next_host = backend_host(volume.host or "")
+
+
+class ExtendVolume(Task):
+    """Grow it at the back end, and let a connected initiator see the new size."""
+
+    def execute(self, work: Work) -> None:
+        """Raises `StorageError`."""
+        volume = load(work)
+        backend = work.storage
+        backend.driver.extend(reference(volume), work.args["new_size"])
+        with work.core.store.read() as connection:
+            export = records.find(connection, Export, volume.id)
+        if export is not None:
+            address = backend.driver.address(reference(volume))
+            spec = ExportSpec(volume.id, address, export.data, export.secret)
+            backend.target.resize(spec, work.args["new_size"])
+
+
+class ExtendVolumeOnFinish(RecordTask):
+    """Write the new size and settle the quota."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """One transaction."""
+        records.leave(connection, EXTEND, work.resource_id, "done", size=work.args["new_size"])
+        quotas.settle(connection, work.args["project_id"], work.args["deltas"], commit=True)
+
+
+def extend_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
+    """No room: as it was. A driver's failure: error_extending. Quota and room go back."""
+    volume = records.find(connection, Volume, work.resource_id)
+    quotas.settle(connection, work.args["project_id"], work.args["deltas"], commit=False)
+    if volume is None:
+        return
+    if work.results.get("claimed") and volume.host:
+        claim_capacity(connection, volume.host, -work.results["claimed"])
+    refused = has_code(error, NoValidBackend)
+    if not refused and isinstance(error, StorageError) and error.detail == "001":
+        error = StorageError(error.message, detail="010")
+    fault = complain(work, connection, "VOLUME", "007", error)
+    records.leave(connection, EXTEND, volume.id, "refused" if refused else "failed", fault=fault)
+
+
+operation(
+    "volume.extend",
+    on=("volume", "extend", "extend_attached"),
+    scheduler=[ScheduleExtendVolume()],
+    volume=[ExtendVolume(), ExtendVolumeOnFinish()],
+    failed=extend_failed,
+)
+
+
+# --- upload to an image ----------------------------------------------------------------------------------
+
+
+class UploadVolume(Task):
+    """Write the volume's content into an image."""
+
+    def execute(self, work: Work) -> None:
+        """Raises `StorageError`."""
+        volume, images = load(work), work.core.images
+        image_id, disk_format = work.args["image_id"], work.args["disk_format"]
+        path = os.path.join(images.upload_directory(), f"{image_id}.part")
+        address = work.storage.driver.address(reference(volume))
+        work.core.converter.from_raw(address, disk_format, path, work.progress)
+        images.upload(image_id, path, work.progress)
+
+    def revert(self, work: Work) -> None:
+        """Remove the image that did not become one."""
+        images = work.core.images
+        path = os.path.join(images.upload_directory(), f"{work.args['image_id']}.part")
+        if os.path.exists(path):
+            os.unlink(path)
+        images.delete(work.args["image_id"])
+
+
+class UploadVolumeOnFinish(RecordTask):
+    """The volume is free again."""
+
+    def record(self, work: Work, connection: sa.Connection) -> None:
+        """Back to what its attachments say."""
+        records.leave(connection, UPLOAD, work.resource_id, "done")
+
+
+def upload_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
+    """The volume is as it was; a message says why there is no image."""
+    if isinstance(error, StorageError) and error.detail == "001":
+        error = StorageError(error.message, detail="004")
+    complain(work, connection, "VOLUME", "003", error)
+    records.leave(connection, UPLOAD, work.resource_id, "failed")
+
+
+operation(
+    "volume.upload",
+    on=("volume", "upload", "upload_attached"),
+    volume=[UploadVolume(), UploadVolumeOnFinish()],
+    failed=upload_failed,
+)

@@ -1,0 +1,129 @@
+"""Limits and usages: read, and changed in the same transaction as what they count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from lapilli.domain.quotas import QuotaOptions, Usage, check
+from lapilli.store import tables
+
+_limits = tables.quota_limits.c
+_classes = tables.quota_class_limits.c
+_usages = tables.quota_usages.c
+
+
+@lru_cache(maxsize=1)
+def _select_limits() -> sa.Select[Any]:
+    return sa.select(_limits.resource, _limits.hard_limit).where(
+        _limits.project_id == sa.bindparam("project")
+    )
+
+
+@lru_cache(maxsize=1)
+def _select_class() -> sa.Select[Any]:
+    return sa.select(_classes.resource, _classes.hard_limit).where(
+        _classes.class_name == sa.bindparam("name")
+    )
+
+
+@lru_cache(maxsize=1)
+def _select_usages() -> sa.Select[Any]:
+    return (
+        sa.select(_usages.resource, _usages.in_use, _usages.reserved)
+        .where(_usages.project_id == sa.bindparam("project"))
+        .with_for_update()
+    )
+
+
+def class_limits(connection: sa.Connection, options: QuotaOptions, name: str) -> dict[str, int]:
+    """A quota class's limits; `default` is what every project has unless told otherwise."""
+    limits = options.defaults()
+    for (type_name,) in connection.execute(sa.select(tables.volume_types.c.name)):
+        limits |= {f"{kind}_{type_name}": -1 for kind in ("volumes", "gigabytes", "snapshots")}
+    limits |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": "default"})}
+    if name != "default":
+        limits |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": name})}
+    return limits
+
+
+def limits(connection: sa.Connection, options: QuotaOptions, project_id: str) -> dict[str, int]:
+    """A project's limits: its own rows, then the class `default`, then the options."""
+    found = class_limits(connection, options, "default")
+    found |= {row[0]: row[1] for row in connection.execute(_select_limits(), {"project": project_id})}
+    return found
+
+
+def in_force(connection: sa.Connection, options: QuotaOptions, project_id: str) -> dict[str, int]:
+    """As `limits`, but unlimited per-type resources are left out: enough to judge a change."""
+    found = options.defaults()
+    found |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": "default"})}
+    found |= {row[0]: row[1] for row in connection.execute(_select_limits(), {"project": project_id})}
+    return found
+
+
+def usages(connection: sa.Connection, project_id: str) -> dict[str, Usage]:
+    """What a project holds, by resource; a resource never touched is missing."""
+    rows = connection.execute(_select_usages(), {"project": project_id})
+    return {row[0]: Usage(row[1], row[2]) for row in rows}
+
+
+def charge(
+    connection: sa.Connection,
+    options: QuotaOptions,
+    project_id: str,
+    deltas: Mapping[str, int],
+    *,
+    reserve: bool = False,
+) -> None:
+    """Take (or with negative deltas give back) quota; raises `OverQuota` and changes nothing when it is over.
+
+    With `reserve` the figures go to `reserved` until `settle` decides.
+    """
+    held = usages(connection, project_id)
+    if any(delta > 0 for delta in deltas.values()):
+        check(deltas, in_force(connection, options, project_id), held)
+    _add(connection, project_id, held, {n: (0, d) if reserve else (d, 0) for n, d in deltas.items()})
+
+
+def settle(connection: sa.Connection, project_id: str, deltas: Mapping[str, int], *, commit: bool) -> None:
+    """End a reservation: move it to `in_use`, or give it back."""
+    held = usages(connection, project_id)
+    _add(connection, project_id, held, {n: (d if commit else 0, -d) for n, d in deltas.items()})
+
+
+def _add(
+    connection: sa.Connection,
+    project_id: str,
+    held: Mapping[str, Usage],
+    changes: Mapping[str, tuple[int, int]],
+) -> None:
+    known = [
+        {"p": project_id, "r": name, "used": used, "kept": kept}
+        for name, (used, kept) in changes.items()
+        if name in held
+    ]
+    fresh = [
+        {"project_id": project_id, "resource": name, "in_use": used, "reserved": kept}
+        for name, (used, kept) in changes.items()
+        if name not in held
+    ]
+    if known:
+        connection.execute(_update_usage(), known)
+    if fresh:
+        connection.execute(tables.quota_usages.insert(), fresh)
+
+
+@lru_cache(maxsize=1)
+def _update_usage() -> sa.Update:
+    return (
+        tables.quota_usages.update()
+        .where(_usages.project_id == sa.bindparam("p"), _usages.resource == sa.bindparam("r"))
+        .values(
+            in_use=_usages.in_use + sa.bindparam("used"),
+            reserved=_usages.reserved + sa.bindparam("kept"),
+        )
+    )
