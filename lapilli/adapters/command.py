@@ -1,0 +1,128 @@
+"""The one way external programs run: an argument list, a time limit, resource limits, and one kind of error.
+
+Never a shell, never a secret in an argument (anybody on the machine can read those), always the C locale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from lapilli.errors import StorageError
+
+_TAIL = 4096
+_USERINFO = re.compile(r"//[^/@\s]+@")
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    timeout: float,
+    memory: int | None = None,
+    cpu: int | None = None,
+    on_line: Callable[[str], None] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Run a program and return its standard output; `timeout` and `cpu` in seconds, `memory` in bytes.
+
+    `on_line` gets every output line as it comes (a carriage return ends one too), and nothing is returned.
+    Raises `StorageError` with the end of what the program said.
+    """
+    name = os.path.basename(arguments[0])
+    try:
+        child = subprocess.Popen(
+            [*_prefix(memory, cpu), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {}), "LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except OSError as problem:
+        raise StorageError(f"{name} cannot be started: {problem.strerror}.") from problem
+    try:
+        said, complaint = _listen(child, name, timeout, on_line)
+    finally:
+        status = _end(child)
+    if status != 0:
+        raise StorageError(_reason(name, status, complaint))
+    return said
+
+
+def _prefix(memory: int | None, cpu: int | None) -> list[str]:
+    # the death signal ends the program when this process is killed: nobody else would know of it
+    prefix = ["setpriv", "--pdeathsig", "KILL", "--"]
+    if memory is not None or cpu is not None:
+        prefix.append("prlimit")
+        prefix += [f"--as={memory}"] if memory is not None else []
+        prefix += [f"--cpu={cpu}"] if cpu is not None else []
+        prefix.append("--")
+    return prefix
+
+
+def _listen(
+    child: subprocess.Popen[bytes], name: str, timeout: float, on_line: Callable[[str], None] | None
+) -> tuple[str, str]:
+    """Both outputs of the child until it has exited; standard error is cut to its end."""
+    deadline = time.monotonic() + timeout
+    said, complaint = bytearray(), bytearray()
+    exited = os.pidfd_open(child.pid)
+    with selectors.DefaultSelector() as ready, os.fdopen(exited):
+        for source in (child.stdout, child.stderr, exited):
+            ready.register(source, selectors.EVENT_READ)  # type: ignore[arg-type]
+        while ready.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise StorageError(f"{name} did not finish within {timeout:g} seconds.")
+            for key, _ in ready.select(left):
+                if key.fd == exited:
+                    _kill_group(child)  # whatever it started would hold its outputs open
+                    ready.unregister(exited)
+                    continue
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    ready.unregister(key.fileobj)
+                elif key.fileobj is child.stderr:
+                    complaint = (complaint + chunk)[-_TAIL:]
+                else:
+                    said = said + chunk if on_line is None else _lines(said + chunk, on_line)
+    return said.decode(errors="replace"), complaint.decode(errors="replace")
+
+
+def _lines(said: bytearray, on_line: Callable[[str], None]) -> bytearray:
+    *whole, rest = re.split(rb"[\r\n]+", said)
+    for line in whole:
+        on_line(line.decode(errors="replace"))
+    return bytearray(rest)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    # only before the child is waited for: until then its number cannot have been given to anybody else
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _end(child: subprocess.Popen[bytes]) -> int:
+    """End the child and whatever it started; its exit status."""
+    _kill_group(child)
+    status = child.wait()
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+    return status
+
+
+def _reason(name: str, status: int, complaint: str) -> str:
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    tail = _USERINFO.sub("//***@", " ".join(lines[-2:]))[:300]
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"{name} was stopped: it used more processor time than it may."
+    if status == 127 and name in tail:
+        return f"{name} is not installed on this host."
+    return f"{name} failed: {tail or f'exit status {status}'}"

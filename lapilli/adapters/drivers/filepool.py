@@ -1,0 +1,422 @@
+"""A pool of volumes as sparse raw files in one directory.
+
+Snapshots and clones are reflinks where the file system has them (XFS, btrfs) and sparse copies where not.
+A file is made under a temporary name, locked while it is written, and renamed when it is whole: a file with
+a final name is always complete, and a temporary one without a lock is rubbish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from lapilli.config import option
+from lapilli.errors import Busy, StorageError
+from lapilli.ports.driver import BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+
+GIB = 1 << 30
+_FICLONE = 0x40049409
+_PIECE = 4 << 20
+_PART = ".part"
+_VERSION = "1.0"
+_PLAIN_WORDS = {
+    errno.ENOSPC: "the pool has no space left",
+    errno.EDQUOT: "the pool's disk quota is used up",
+    errno.EROFS: "the pool is read-only",
+    errno.EACCES: "the service may not write to the pool",
+    errno.EIO: "the disk reported an error",
+    errno.EFBIG: "the file system does not hold files of that size",
+}
+
+
+@dataclass(frozen=True)
+class FilePoolOptions:
+    """Options of a file pool back end, in the section of its name."""
+
+    filepool_path: str | None = option(None, "Directory of the pool; default: pool in the state directory.")
+    volume_backend_name: str | None = option(
+        None, "Name that volume types match; default: the section's name."
+    )
+
+
+class FilePool:
+    """Driver and image cache on a directory."""
+
+    def __init__(self, options: FilePoolOptions, *, name: str, state_dir: str) -> None:
+        self._root = os.path.abspath(options.filepool_path or os.path.join(state_dir, "pool"))
+        self._pool = options.volume_backend_name or name
+        self._reflink: bool | None = None
+
+    # -- the pool ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Make the directories, remove what a crash left half made, find out about reflinks."""
+        with _plainly("prepare the pool"):
+            for kind in ("volumes", "snapshots", "cache"):
+                os.makedirs(os.path.join(self._root, kind), mode=0o700, exist_ok=True)
+                for entry in os.listdir(os.path.join(self._root, kind)):
+                    if entry.endswith(_PART):
+                        _discard_part(os.path.join(self._root, kind, entry))
+            self._reflink = self._probe_reflink()
+
+    def pools(self) -> Sequence[PoolStats]:
+        """One pool; sizes from the file system, `allocated_blocks_gb` from the files' blocks."""
+        with _plainly("measure the pool"):
+            space = os.statvfs(self._root)
+            blocks = sum(self._blocks(kind) for kind in ("volumes", "snapshots", "cache"))
+        return [
+            PoolStats(
+                pool=self._pool,
+                total_gb=round(space.f_blocks * space.f_frsize / GIB, 2),
+                free_gb=round(space.f_bavail * space.f_frsize / GIB, 2),
+                thin=True,
+                capabilities={
+                    "volume_backend_name": self._pool,
+                    "vendor_name": "Lapilli",
+                    "driver_version": _VERSION,
+                    "clone": "reflink" if self.reflink else "copy",
+                    "allocated_blocks_gb": round(blocks / GIB, 2),
+                    "thin_provisioning_support": True,
+                    "thick_provisioning_support": False,
+                    "multiattach": True,
+                    "online_extend_support": True,
+                    "sparse_copy_volume": True,
+                },
+            )
+        ]
+
+    @property
+    def reflink(self) -> bool:
+        """Whether files of this pool can share their blocks."""
+        if self._reflink is None:
+            with _plainly("prepare the pool"):
+                self._reflink = self._probe_reflink()
+        return self._reflink
+
+    def _probe_reflink(self) -> bool:
+        base = os.path.join(self._root, f"volumes/.probe-{os.getpid()}-{id(self)}")
+        try:
+            with open(base + "-a", "wb+") as source, open(base + "-b", "wb+") as copy:
+                source.write(b"\0" * 4096)
+                source.flush()
+                return _clone_blocks(source.fileno(), copy.fileno())
+        finally:
+            for suffix in ("-a", "-b"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(base + suffix)
+
+    def _blocks(self, kind: str) -> int:
+        with os.scandir(os.path.join(self._root, kind)) as entries:
+            total = 0
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed while we look
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+            return total
+
+    # -- volumes and snapshots --------------------------------------------------------------------------
+
+    def create(self, volume: VolumeRef) -> None:
+        """An empty sparse file of `volume.size` GiB."""
+        path = self._volume(volume.id)
+        if os.path.exists(path):
+            return
+        with _plainly(f"create volume {volume.id}"), _making(path) as made:
+            os.ftruncate(made, volume.size * GIB)
+
+    def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
+        """A volume with the snapshot's content, grown to `volume.size` GiB."""
+        self._copy_volume(volume, self._snapshot(snapshot.id), f"snapshot {snapshot.id}", progress)
+
+    def clone(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
+        """A volume with the source's content, grown to `volume.size` GiB."""
+        self._copy_volume(volume, self._volume(source.id), f"volume {source.id}", progress)
+
+    def delete(self, volume: VolumeRef) -> None:
+        """Remove the file, and what an interrupted call left of it."""
+        with _plainly(f"delete volume {volume.id}"):
+            _remove(self._volume(volume.id))
+
+    def extend(self, volume: VolumeRef, new_size: int) -> None:
+        """Grow the file to `new_size` GiB; it never shrinks."""
+        with _plainly(f"extend volume {volume.id}"):
+            file = _open_source(self._volume(volume.id), f"volume {volume.id}", os.O_RDWR)
+            try:
+                if os.fstat(file).st_size < new_size * GIB:
+                    os.ftruncate(file, new_size * GIB)
+                    os.fsync(file)
+            finally:
+                os.close(file)
+
+    def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
+        """A frozen copy of the volume; of one in use only by reflink, which is atomic."""
+        path = self._snapshot(snapshot.id)
+        if os.path.exists(path):
+            return
+        if in_use and not self.reflink:
+            raise StorageError(
+                f"Pool {self._pool} cannot snapshot a volume in use: its file system has no reflinks, and a "
+                "copy made while the volume is written would not be consistent. Detach the volume first.",
+                retry=False,
+            )
+        with _plainly(f"create snapshot {snapshot.id}"):
+            source = _open_source(self._volume(snapshot.volume_id), f"volume {snapshot.volume_id}")
+            try:
+                with _making(path) as made:
+                    self._fill(source, made, 0, progress)
+            finally:
+                os.close(source)
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        """Remove the file, and what an interrupted call left of it."""
+        with _plainly(f"delete snapshot {snapshot.id}"):
+            _remove(self._snapshot(snapshot.id))
+
+    def address(self, volume: VolumeRef) -> BlockAddress:
+        """The file's path."""
+        return BlockAddress(kind="file", location=self._volume(volume.id))
+
+    def volumes(self) -> Sequence[str]:
+        """Ids of all volumes in the directory."""
+        return self._ids("volumes", "volume-")
+
+    def snapshots(self) -> Sequence[str]:
+        """Ids of all snapshots in the directory."""
+        return self._ids("snapshots", "snapshot-")
+
+    # -- image cache: worth its space only where a clone shares it ----------------------------------------
+
+    def clone_cached(self, volume: VolumeRef, key: str) -> bool:
+        """Make the volume a reflink of the cached image; False when there is none, or no reflinks."""
+        cached = self._cached(key)
+        if cached is None or not self.reflink or not os.path.exists(cached):
+            return False
+        if os.path.getsize(cached) > volume.size * GIB:
+            return False
+        try:
+            self._copy_volume(volume, cached, "cached image", _no_progress)
+            os.utime(cached)  # its time is its last use
+        except FileNotFoundError:
+            pass  # evicted by another process right after the clone
+        except _Missing:
+            return False
+        return True
+
+    def keep_cached(self, volume: VolumeRef, key: str) -> None:
+        """Keep the volume's content without the empty end, so that smaller volumes can be made of it."""
+        cached = self._cached(key)
+        if cached is None or not self.reflink or os.path.exists(cached):
+            return
+        with _plainly(f"cache the image of volume {volume.id}"):
+            source = _open_source(self._volume(volume.id), f"volume {volume.id}")
+            try:
+                with _making(cached) as made:
+                    self._fill(source, made, 0, _no_progress)
+                    os.ftruncate(made, _end_of_data(made))
+            finally:
+                os.close(source)
+
+    def evict_cached(self, keep: Callable[[str], bool]) -> Sequence[str]:
+        """Ask `keep` for every cached image, least recently used first; returns the keys dropped."""
+        directory = os.path.join(self._root, "cache")
+        dropped = []
+        with _plainly("clean the image cache"):
+            found = [os.path.join(directory, entry) for entry in os.listdir(directory)]
+            for path in sorted((p for p in found if p.endswith(".raw")), key=os.path.getmtime):
+                key = unquote(os.path.basename(path)[: -len(".raw")])
+                if not keep(key):
+                    _remove(path)
+                    dropped.append(key)
+        return dropped
+
+    def _cached(self, key: str) -> str | None:
+        """Path for a key; None for one that makes no file name."""
+        name = quote(key, safe="")
+        return os.path.join(self._root, "cache", f"{name}.raw") if 0 < len(name) <= 200 else None
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def _volume(self, volume_id: str) -> str:
+        return os.path.join(self._root, "volumes", f"volume-{volume_id}.raw")
+
+    def _snapshot(self, snapshot_id: str) -> str:
+        return os.path.join(self._root, "snapshots", f"snapshot-{snapshot_id}.raw")
+
+    def _ids(self, kind: str, prefix: str) -> list[str]:
+        with _plainly("list the pool"):
+            entries = os.listdir(os.path.join(self._root, kind))
+        return sorted(
+            entry[len(prefix) : -len(".raw")]
+            for entry in entries
+            if entry.startswith(prefix) and entry.endswith(".raw")
+        )
+
+    def _copy_volume(self, volume: VolumeRef, source_path: str, what: str, progress: Progress) -> None:
+        path = self._volume(volume.id)
+        if os.path.exists(path):
+            return
+        with _plainly(f"create volume {volume.id}"):
+            source = _open_source(source_path, what)
+            try:
+                if os.fstat(source).st_size > volume.size * GIB:
+                    raise StorageError(f"The {what} is larger than {volume.size} GiB.", retry=False)
+                with _making(path) as made:
+                    self._fill(source, made, volume.size * GIB, progress)
+            finally:
+                os.close(source)
+
+    def _fill(self, source: int, made: int, size: int, progress: Progress) -> None:
+        """Give `made` the content of `source` and at least `size` bytes."""
+        length = os.fstat(source).st_size
+        if not (self.reflink and _clone_blocks(source, made)):
+            os.ftruncate(made, length)
+            _copy_sparse(source, made, length, progress)
+        if size > length:
+            os.ftruncate(made, size)
+        progress(length, length)
+
+
+class _Missing(StorageError):
+    """The file to copy from is not there."""
+
+    retry = False
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _plainly(deed: str) -> Iterator[None]:
+    """Turn an operating system's error into a `StorageError` in plain words."""
+    try:
+        yield
+    except OSError as problem:
+        why = _PLAIN_WORDS.get(problem.errno or 0) or (problem.strerror or "input/output error").lower()
+        raise StorageError(f"Could not {deed}: {why}.") from problem
+
+
+def _open_source(path: str, what: str, flags: int = os.O_RDONLY) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _Missing(f"The {what} is missing from the pool.") from None
+
+
+@contextlib.contextmanager
+def _making(path: str) -> Iterator[int]:
+    """A locked temporary file that becomes `path`, durably, when the block ends well, and goes otherwise."""
+    part = path + _PART
+    made = _lock_part(part)
+    try:
+        os.ftruncate(made, 0)  # an interrupted call may have left some
+        yield made
+        os.fsync(made)
+        os.rename(part, path)
+        _sync_directory(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+    finally:
+        os.close(made)
+
+
+def _lock_part(part: str) -> int:
+    """Open and lock a temporary file. Raises `Busy` when another process is writing it."""
+    while True:
+        file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(part).st_ino == os.fstat(file).st_ino:
+                return file
+        except BlockingIOError:
+            os.close(file)
+            name = os.path.basename(part)[: -len(_PART)]
+            raise Busy(f"{name} is still being written by an earlier call.") from None
+        except FileNotFoundError:
+            pass  # the last writer renamed or removed it between our open and our lock
+        os.close(file)
+
+
+def _discard_part(part: str) -> None:
+    """Remove a temporary file unless somebody is writing it."""
+    with contextlib.suppress(Busy):
+        file = _lock_part(part)
+        os.unlink(part)
+        os.close(file)
+
+
+def _remove(path: str) -> None:
+    """Remove a file and its temporary twin; neither need exist. Raises `Busy` while it is being written."""
+    if os.path.exists(path + _PART):
+        file = _lock_part(path + _PART)
+        os.unlink(path + _PART)
+        os.close(file)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _sync_directory(path: str) -> None:
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _clone_blocks(source: int, target: int) -> bool:
+    """Make `target` share all blocks of `source`; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as problem:
+        if problem.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
+            return False
+        raise
+    return True
+
+
+def _copy_sparse(source: int, target: int, length: int, progress: Progress) -> None:
+    """Copy the data extents of `source`; holes stay holes."""
+    for start, end in _extents(source, length):
+        position = start
+        while position < end:
+            position += _copy_piece(source, target, position, min(_PIECE, end - position))
+            progress(position, length)
+
+
+def _extents(file: int, length: int) -> Iterator[tuple[int, int]]:
+    position = 0
+    while position < length:
+        try:
+            start = os.lseek(file, position, os.SEEK_DATA)
+        except OSError as problem:
+            if problem.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        position = min(os.lseek(file, start, os.SEEK_HOLE), length)
+        yield start, position
+
+
+def _end_of_data(file: int) -> int:
+    """Where the last data extent ends, in bytes."""
+    end = 0
+    for _, end in _extents(file, os.fstat(file).st_size):  # noqa: B007 - the last one counts
+        pass
+    return end
+
+
+def _copy_piece(source: int, target: int, position: int, length: int) -> int:
+    try:
+        copied = os.copy_file_range(source, target, length, position, position)
+    except OSError as problem:
+        if problem.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        copied = os.pwrite(target, os.pread(source, length, position), position)
+    if copied == 0:
+        raise OSError(errno.EIO, "the source became shorter while it was copied")
+    return copied
