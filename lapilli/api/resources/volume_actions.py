@@ -1,0 +1,362 @@
+"""Every action on a volume: POST /volumes/{id}/action with one key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lapilli.api.access import ADMIN, MEMBER, READER, rule
+from lapilli.api.fields import (
+    BOOL,
+    NULLABLE_OBJECT,
+    NULLABLE_UUID,
+    OBJECT,
+    SIZE,
+    STR255,
+    UUID,
+    Property,
+    body,
+    required,
+    since,
+    timestamp,
+)
+from lapilli.api.resource import Call, Routes
+from lapilli.domain import states
+from lapilli.domain.model import Volume, VolumeType
+from lapilli.errors import InvalidInput
+from lapilli.flows import attachments, volumes
+from lapilli.store import records
+
+route = Routes()
+
+_PATH = "/volumes/{volume_id}/action"
+
+
+def _action_rule(name: str, role: str = MEMBER) -> Any:
+    return rule(f"volume_extension:volume_actions:{name}", role)
+
+
+def _volume(call: Call, volume_id: str) -> Volume:
+    with call.core.store.read() as connection:
+        return records.get(connection, Volume, volume_id, project_id=call.project_scope)
+
+
+# --- attaching as the compute service does it ------------------------------------------------------------
+
+
+@route.action(_PATH, "os-reserve", rule=_action_rule("reserve"), status=202)
+def reserve(call: Call, volume_id: str, _anything: Any) -> None:
+    """Reserve a volume that is about to be attached."""
+    attachments.reserve(call.core, _volume(call, volume_id))
+
+
+@route.action(_PATH, "os-unreserve", rule=_action_rule("unreserve"), status=202)
+def unreserve(call: Call, volume_id: str, _anything: Any) -> None:
+    """Take a reservation back."""
+    attachments.unreserve(call.core, _volume(call, volume_id))
+
+
+@route.action(_PATH, "os-begin_detaching", rule=_action_rule("begin_detaching"), status=202)
+def begin_detaching(call: Call, volume_id: str, _anything: Any) -> None:
+    """Mark a volume as being detached."""
+    attachments.begin_detaching(call.core, _volume(call, volume_id))
+
+
+@route.action(_PATH, "os-roll_detaching", rule=_action_rule("roll_detaching"), status=202)
+def roll_detaching(call: Call, volume_id: str, _anything: Any) -> None:
+    """Take a begun detach back."""
+    attachments.roll_detaching(call.core, _volume(call, volume_id))
+
+
+@route.action(
+    _PATH,
+    "os-attach",
+    rule=_action_rule("attach"),
+    status=202,
+    accepts=body(
+        None,
+        mountpoint=required(Property({"type": "string", "minLength": 1, "maxLength": 255})),
+        instance_uuid=UUID,
+        host_name=Property(STR255),
+        mode=Property({"enum": ["rw", "ro"]}),
+        rules={"anyOf": [{"required": ["instance_uuid"]}, {"required": ["host_name"]}]},
+    ),
+)
+def attach(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Record that a volume is attached to a server or a host."""
+    attachments.attach(
+        call.core,
+        call.context,
+        _volume(call, volume_id),
+        instance_id=wanted.get("instance_uuid"),
+        host_name=wanted.get("host_name"),
+        mountpoint=wanted["mountpoint"],
+        mode=wanted.get("mode", "rw"),
+    )
+
+
+@route.action(
+    _PATH,
+    "os-detach",
+    rule=_action_rule("detach"),
+    status=202,
+    accepts=body(None, attachment_id=NULLABLE_UUID, nullable=True),
+)
+def detach(call: Call, volume_id: str, wanted: dict[str, Any] | None) -> None:
+    """Record that a volume is detached."""
+    chosen = (wanted or {}).get("attachment_id")
+    attachments.detach(call.core, call.context, _volume(call, volume_id), chosen)
+
+
+@route.action(
+    _PATH,
+    "os-force_detach",
+    rule=rule("volume_extension:volume_admin_actions:force_detach", ADMIN),
+    status=202,
+    accepts=body(None, attachment_id=NULLABLE_UUID, connector=NULLABLE_OBJECT),
+)
+def force_detach(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Withdraw the connection and record the detach, whatever the status."""
+    volume = _volume(call, volume_id)
+    chosen, connector = wanted.get("attachment_id"), wanted.get("connector")
+    attachments.force_detach(call.core, call.context, volume, chosen, connector)
+
+
+@route.action(
+    _PATH,
+    "os-initialize_connection",
+    rule=_action_rule("initialize_connection"),
+    accepts=body(None, connector=required(OBJECT)),
+)
+def initialize_connection(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Export a volume to a connector and tell how to reach it."""
+    volume = _volume(call, volume_id)
+    told = attachments.initialize_connection(call.core, call.context, volume, wanted["connector"])
+    return {"connection_info": told}
+
+
+@route.action(
+    _PATH,
+    "os-terminate_connection",
+    rule=_action_rule("terminate_connection"),
+    status=202,
+    accepts=body(None, connector=required(NULLABLE_OBJECT)),
+)
+def terminate_connection(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Withdraw a connector's connection."""
+    volume = _volume(call, volume_id)
+    attachments.terminate_connection(call.core, call.context, volume, wanted["connector"])
+
+
+# --- size, flags and status ------------------------------------------------------------------------------
+
+_EXTEND = body(None, new_size=required(SIZE))
+_EXTEND_ATTACHED = rule("volume:extend_attached_volume", MEMBER)
+
+
+@route.action(
+    _PATH, "os-extend", rule=rule("volume:extend", MEMBER), status=202, until="3.41", accepts=_EXTEND
+)
+def extend(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Grow an available volume."""
+    volume = _volume(call, volume_id)
+    volumes.extend(call.core, call.context, volume, wanted["new_size"], allow_in_use=False)
+
+
+@route.action(
+    _PATH, "os-extend", rule=rule("volume:extend", MEMBER), status=202, since="3.42", accepts=_EXTEND
+)
+def extend_in_use(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Grow a volume, also one in use."""
+    volume = _volume(call, volume_id)
+    if volume.status == "in-use":
+        call.enforce(_EXTEND_ATTACHED)
+    volumes.extend(call.core, call.context, volume, wanted["new_size"], allow_in_use=True)
+
+
+@route.action(
+    _PATH, "os-set_bootable", rule=_action_rule("set_bootable"), accepts=body(None, bootable=required(BOOL))
+)
+def set_bootable(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Say whether a volume can be booted from."""
+    volumes.set_bootable(call.core, _volume(call, volume_id), wanted["bootable"])
+
+
+@route.action(
+    _PATH,
+    "os-update_readonly_flag",
+    rule=rule("volume:update_readonly_flag", MEMBER),
+    status=202,
+    accepts=body(None, readonly=required(BOOL)),
+)
+def update_readonly_flag(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Say whether a volume may be attached read-only alone."""
+    volumes.set_readonly(call.core, _volume(call, volume_id), wanted["readonly"])
+
+
+@route.action(
+    _PATH,
+    "os-reset_status",
+    rule=rule("volume_extension:volume_admin_actions:reset_status", ADMIN),
+    status=202,
+    accepts=body(
+        None,
+        status=Property({"enum": states.VOLUME_RESET}),
+        attach_status=Property({"enum": list(states.ATTACH_RESET)}),
+        migration_status=Property({"enum": list(states.MIGRATION_RESET)}),
+        least=1,
+    ),
+)
+def reset_status(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Write statuses by hand, without touching anything else."""
+    volumes.reset_status(
+        call.core,
+        call.context,
+        _volume(call, volume_id),
+        status=wanted.get("status"),
+        attach_status=wanted.get("attach_status"),
+        migration_status=wanted.get("migration_status"),
+    )
+
+
+@route.action(
+    _PATH,
+    "os-force_delete",
+    rule=rule("volume_extension:volume_admin_actions:force_delete", ADMIN),
+    status=202,
+)
+def force_delete(call: Call, volume_id: str, _anything: Any) -> None:
+    """Delete a volume whatever its status."""
+    volumes.delete(call.core, call.context, _volume(call, volume_id), force=True)
+
+
+# --- images ----------------------------------------------------------------------------------------------
+
+_UPLOAD = {
+    "image_name": required(Property({"type": "string", "minLength": 1, "maxLength": 255})),
+    "force": BOOL,
+    "disk_format": Property({"enum": ["raw", "vmdk", "vdi", "qcow2", "vhd", "vhdx", "ploop"]}),
+    "container_format": Property(STR255),
+    "visibility": since("3.1", Property({"enum": ["private", "public", "shared", "community"]})),
+    "protected": since("3.1", BOOL),
+}
+_UPLOAD_RULE = _action_rule("upload_image")
+_UPLOAD_PUBLIC = _action_rule("upload_public", ADMIN)
+
+
+def _upload(call: Call, volume_id: str, wanted: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    """Begin the upload; what is told of it in every version."""
+    volume = _volume(call, volume_id)
+    container_format = wanted.get("container_format", "bare")
+    disk_format = wanted.get("disk_format", "raw")
+    image = volumes.upload_image(
+        call.core,
+        call.context,
+        volume,
+        name=wanted["image_name"],
+        disk_format=disk_format,
+        container_format=container_format,
+        force=wanted.get("force", False),
+        properties=properties,
+    )
+    with call.core.store.read() as connection:
+        kind = records.find(connection, VolumeType, volume.volume_type_id)
+    return {
+        "id": volume.id,
+        "updated_at": timestamp(volume.updated_at),
+        "status": "uploading",
+        "display_description": volume.description,
+        "size": volume.size,
+        "volume_type": None if kind is None else _told_type(kind),
+        "image_id": image.id,
+        "container_format": container_format,
+        "disk_format": disk_format,
+        "image_name": wanted["image_name"],
+    }
+
+
+def _told_type(kind: VolumeType) -> dict[str, Any]:
+    return {
+        "id": kind.id,
+        "name": kind.name,
+        "description": kind.description,
+        "is_public": kind.is_public,
+    }
+
+
+@route.action(
+    _PATH,
+    "os-volume_upload_image",
+    rule=_UPLOAD_RULE,
+    status=202,
+    until="3.0",
+    accepts=body(None, _UPLOAD),
+)
+def upload_image(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Make an image of a volume."""
+    told = _upload(call, volume_id, wanted, {})
+    return {"os-volume_upload_image": {**told, "is_public": False}}
+
+
+@route.action(
+    _PATH,
+    "os-volume_upload_image",
+    rule=_UPLOAD_RULE,
+    status=202,
+    since="3.1",
+    accepts=body(None, _UPLOAD),
+)
+def upload_image_with_visibility(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Make an image of a volume, with its visibility and protection."""
+    chosen = {
+        "visibility": wanted.get("visibility", "private"),
+        "protected": wanted.get("protected", False),
+    }
+    if chosen["visibility"] == "public":
+        call.enforce(_UPLOAD_PUBLIC)
+    told = _upload(call, volume_id, wanted, chosen)
+    return {"os-volume_upload_image": {**told, **chosen}}
+
+
+_IMAGE_METADATA = {
+    "type": "object",
+    "propertyNames": {"type": "string", "minLength": 1, "maxLength": 255},
+    "additionalProperties": {"type": "string", "maxLength": 65535},
+}
+
+
+def _check_bytes(metadata: dict[str, str]) -> dict[str, str]:
+    for key, value in metadata.items():
+        if len(value.encode()) > 65535:
+            raise InvalidInput(f"The value of {key} is longer than 65535 bytes.")
+    return metadata
+
+
+@route.action(
+    _PATH,
+    "os-set_image_metadata",
+    rule=rule("volume_extension:volume_image_metadata:set", MEMBER),
+    accepts=body(None, metadata=required(Property(_IMAGE_METADATA, convert=_check_bytes))),
+)
+def set_image_metadata(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Merge keys into what a volume tells of its image."""
+    volume = _volume(call, volume_id)
+    return {"metadata": volumes.write_image_metadata(call.core, volume, wanted["metadata"])}
+
+
+@route.action(
+    _PATH, "os-show_image_metadata", rule=rule("volume_extension:volume_image_metadata:show", READER)
+)
+def show_image_metadata(call: Call, volume_id: str, _anything: Any) -> dict[str, Any]:
+    """Show what a volume tells of its image."""
+    return {"metadata": _volume(call, volume_id).image_metadata}
+
+
+@route.action(
+    _PATH,
+    "os-unset_image_metadata",
+    rule=rule("volume_extension:volume_image_metadata:remove", MEMBER),
+    accepts=body(None, {"key": required(Property({"type": "string", "minLength": 1, "maxLength": 255}))}),
+)
+def unset_image_metadata(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Remove one key of what a volume tells of its image."""
+    volumes.delete_image_metadata(call.core, _volume(call, volume_id), wanted["key"])

@@ -1,0 +1,503 @@
+"""Volumes: the volumes, their metadata, the summary, and what is told of their encryption."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from lapilli.api.access import ADMIN, MEMBER, READER, rule
+from lapilli.api.fields import (
+    DESCRIPTION,
+    METADATA_SCHEMA,
+    NAME,
+    NULLABLE_BOOL,
+    NULLABLE_METADATA,
+    NULLABLE_SIZE,
+    NULLABLE_UUID,
+    OMIT,
+    STR255,
+    TEXT,
+    UUID_SCHEMA,
+    Look,
+    Property,
+    body,
+    field,
+    since,
+    time_field,
+    timestamp,
+    view,
+)
+from lapilli.api.listing import exact, flag, flag_param, host, listing, maps, times
+from lapilli.api.resource import Call, Routes
+from lapilli.domain.model import Attachment, Volume
+from lapilli.errors import InvalidInput, NotFound
+from lapilli.flows import volumes as flows
+from lapilli.store import records, summaries, tables
+
+route = Routes()
+
+GET = rule("volume:get", READER)
+GET_ALL = rule("volume:get_all", READER)
+CREATE = rule("volume:create", MEMBER)
+CREATE_FROM_IMAGE = rule("volume:create_from_image", MEMBER)
+UPDATE = rule("volume:update", MEMBER)
+DELETE = rule("volume:delete", MEMBER)
+FORCE_DELETE = rule("volume:force_delete", ADMIN)
+GET_METADATA = rule("volume:get_volume_metadata", READER)
+CREATE_METADATA = rule("volume:create_volume_metadata", MEMBER)
+UPDATE_METADATA = rule("volume:update_volume_metadata", MEMBER)
+DELETE_METADATA = rule("volume:delete_volume_metadata", MEMBER)
+SEE_ENCRYPTION = rule("volume_extension:volume_encryption_metadata", READER)
+SEE_HOST = rule("volume_extension:volume_host_attribute", ADMIN)
+SEE_TENANT = rule("volume_extension:volume_tenant_attribute", READER)
+SEE_MIGRATION = rule("volume_extension:volume_mig_status_attribute", ADMIN)
+SEE_IMAGE = rule("volume_extension:volume_image_metadata:show", READER)
+IS_ADMIN = rule("context_is_admin", ADMIN)
+
+_STRING = {"type": "string"}
+_TEXT = {"type": ["string", "null"]}
+_FLAG = {"type": "boolean"}
+_MAP = {"type": "object", "additionalProperties": _STRING}
+_LINKS = {"type": "array", "items": {"type": "object"}}
+
+# Stored words that have no meaning for users.
+_SHOWN_STATUS = {"managing": "creating", "error_managing": "error", "error_managing_deleting": "deleting"}
+_FIXED_KEY = "00000000-0000-0000-0000-000000000000"
+
+
+# --- how a volume looks ----------------------------------------------------------------------------------
+
+
+def _attachments(volume: Volume, look: Look) -> list[dict[str, Any]]:
+    found: list[Attachment] | None = look.maps["attachments"].get(volume.id)
+    if not found:
+        return []
+    return [
+        {
+            "id": volume.id,
+            "attachment_id": each.id,
+            "volume_id": volume.id,
+            "server_id": each.instance_id,
+            "host_name": each.attached_host if look.maps["sees_hosts"] else None,
+            "device": each.mountpoint,
+            "attached_at": timestamp(each.attached_at),
+        }
+        for each in found
+    ]
+
+
+def _metadata(volume: Volume, _look: Look) -> dict[str, str]:
+    if not volume.admin_metadata:
+        return volume.metadata
+    shown = {k: v for k, v in volume.admin_metadata.items() if k in ("readonly", "attached_mode")}
+    return {**volume.metadata, **shown}
+
+
+def _key_id(volume: Volume, _look: Look) -> Any:
+    key = volume.encryption_key_id
+    return OMIT if key is None or key == _FIXED_KEY else key
+
+
+_BASE = (
+    field("id", schema=_STRING),
+    field("name", schema=_TEXT),
+    field("description", schema=_TEXT),
+    field("user_id", schema=_TEXT),
+    field("availability_zone", schema=_TEXT),
+    field("status", lambda volume, _look: _SHOWN_STATUS.get(volume.status, volume.status), _STRING),
+    field("size", schema={"type": "integer"}),
+    time_field("created_at"),
+    time_field("updated_at"),
+    field("volume_type", lambda volume, look: look.maps["types"].get(volume.volume_type_id), _TEXT),
+    field("snapshot_id", schema=_TEXT),
+    field("source_volid", schema=_TEXT),
+    field("consistencygroup_id", lambda _volume, _look: None, _TEXT),
+    field("metadata", _metadata, _MAP),
+    field("links", lambda volume, look: look.call.links("volumes", volume.id), _LINKS),
+    field("bootable", lambda volume, _look: "true" if volume.bootable else "false", _STRING),
+    field("encrypted", lambda volume, _look: volume.encryption_key_id is not None, _FLAG),
+    field("multiattach", schema=_FLAG),
+    field("replication_status", schema=_TEXT),
+    field("attachments", _attachments, {"type": "array", "items": {"type": "object"}}),
+    field("migration_status", schema=_TEXT, rule=IS_ADMIN),
+    field("group_id", schema=_TEXT, since="3.13"),
+    field("provider_id", schema=_TEXT, since="3.21", rule=IS_ADMIN),
+    field("shared_targets", schema=_FLAG, since="3.48", until="3.68"),
+    field("shared_targets", schema={"type": ["boolean", "null"]}, since="3.69"),
+    field("service_uuid", schema=_TEXT, since="3.48"),
+    field("cluster_name", schema=_TEXT, since="3.61", rule=IS_ADMIN),
+    field("volume_type_id", schema=_STRING, since="3.63"),
+    field("encryption_key_id", _key_id, _STRING, since="3.64", optional=True),
+    field("consumes_quota", schema=_FLAG, since="3.65"),
+)
+SUMMARY = view(
+    "volume",
+    field("id", schema=_STRING),
+    field("name", schema=_TEXT),
+    field("links", lambda volume, look: look.call.links("volumes", volume.id), _LINKS),
+)
+WRITTEN = view("volume", *_BASE)
+VOLUME = view(
+    "volume",
+    *_BASE,
+    field("os-vol-host-attr:host", "host", _TEXT, rule=SEE_HOST),
+    field("os-vol-tenant-attr:tenant_id", "project_id", _STRING, rule=SEE_TENANT),
+    field("os-vol-mig-status-attr:migstat", "migration_status", _TEXT, rule=SEE_MIGRATION),
+    field("os-vol-mig-status-attr:name_id", "name_id", _TEXT, rule=SEE_MIGRATION),
+    field(
+        "volume_image_metadata",
+        lambda volume, _look: volume.image_metadata or OMIT,
+        _MAP,
+        rule=SEE_IMAGE,
+        optional=True,
+    ),
+)
+
+LIST = listing(
+    Volume,
+    "volumes",
+    resource="volume",
+    filters=(
+        flag("bootable", strict="3.2"),
+        maps("metadata", "metadata", "admin_metadata"),
+        maps("glance_metadata", "image_metadata", since="3.4"),
+        exact("group_id", since="3.10"),
+        times("created_at", since="3.60"),
+        times("updated_at", since="3.60"),
+        flag("consumes_quota", strict="3.0", since="3.65"),
+        host("host"),
+    ),
+    aliases={"display_name": "name", "display_description": "description"},
+    hidden=("name_id",),
+    all_tenants="bool",
+    counted="3.45",
+)
+_QUERY = (
+    *("all_tenants", "limit", "marker", "offset", "sort", "sort_key", "sort_dir", "with_count"),
+    *("name", "status", "metadata", "bootable", "migration_status", "availability_zone"),
+    *("group_id", "size", "created_at", "updated_at", "consumes_quota"),
+)
+
+# Destinations of migrations are seen by administrators only.
+_migration = tables.volumes.c.migration_status
+_NO_TARGETS = sa.or_(_migration.is_(None), _migration.not_like("target:%"))
+
+
+def _visible(call: Call) -> tuple[sa.ColumnElement[bool], ...]:
+    return () if call.context.is_admin else (_NO_TARGETS,)
+
+
+def _look(call: Call, connection: sa.Connection, volumes: list[Volume]) -> Look:
+    """What the views need besides the volumes: their types' names and their attachments."""
+    attached = [each.id for each in volumes if each.attach_status != "detached"]
+    sees_hosts = call.context.is_admin or "service" in call.context.roles
+    return Look(
+        call,
+        types=records.type_names(connection),
+        attachments=records.attachments_of(connection, attached) if attached else {},
+        sees_hosts=sees_hosts,
+    )
+
+
+def _get(call: Call, connection: sa.Connection, volume_id: str) -> Volume:
+    return records.get(connection, Volume, volume_id, project_id=call.project_scope)
+
+
+def _read(call: Call, volume_id: str) -> Volume:
+    with call.core.store.read() as connection:
+        return _get(call, connection, volume_id)
+
+
+# --- volumes ---------------------------------------------------------------------------------------------
+
+
+@route.get("/volumes", rule=GET_ALL, query=_QUERY, lists=("volumes", SUMMARY))
+def index(call: Call) -> dict[str, Any]:
+    """List volumes."""
+    with call.core.store.read() as connection:
+        page = LIST.page(call, connection, *_visible(call))
+    return page.answer(SUMMARY.render_all(page.items, Look(call)))
+
+
+@route.get("/volumes/detail", rule=GET_ALL, query=_QUERY, lists=("volumes", VOLUME))
+def detail(call: Call) -> dict[str, Any]:
+    """List volumes with all their keys."""
+    with call.core.store.read() as connection:
+        page = LIST.page(call, connection, *_visible(call))
+        look = _look(call, connection, page.items)
+    return page.answer(VOLUME.render_all(page.items, look))
+
+
+def _totals(call: Call, connection: sa.Connection) -> tuple[list[sa.ColumnElement[bool]], dict[str, Any]]:
+    conditions = LIST.conditions(call)
+    where: list[sa.ColumnElement[bool]] = [sa.false()]
+    if conditions is not None:
+        where = [*conditions, *_visible(call)]
+    number, size = summaries.totals(connection, where)
+    return where, {"total_count": number, "total_size": size}
+
+
+@route.get("/volumes/summary", rule=GET_ALL, since="3.12", until="3.35", query=("all_tenants",))
+def summary(call: Call) -> dict[str, Any]:
+    """Tell number and size of the volumes."""
+    with call.core.store.read() as connection:
+        return {"volume-summary": _totals(call, connection)[1]}
+
+
+@route.get("/volumes/summary", rule=GET_ALL, since="3.36", query=("all_tenants",))
+def summary_with_metadata(call: Call) -> dict[str, Any]:
+    """Tell number, size and metadata of the volumes."""
+    with call.core.store.read() as connection:
+        where, told = _totals(call, connection)
+        return {"volume-summary": {**told, "metadata": summaries.metadata_values(connection, where)}}
+
+
+@route.get("/volumes/{volume_id}", rule=GET, hidden=True, returns=VOLUME)
+def show(call: Call, volume_id: str) -> dict[str, Any]:
+    """Show a volume."""
+    with call.core.store.read() as connection:
+        volume = _get(call, connection, volume_id)
+        look = _look(call, connection, [volume])
+    return {"volume": VOLUME.render(volume, look)}
+
+
+_HOSTS = {"anyOf": [UUID_SCHEMA, {"type": "array", "items": UUID_SCHEMA, "uniqueItems": True}]}
+_HINTS = {
+    "type": ["object", "null"],
+    "properties": {
+        "same_host": _HOSTS,
+        "different_host": _HOSTS,
+        "local_to_instance": {"anyOf": [UUID_SCHEMA, {"type": "null"}]},
+        "query": {"type": ["string", "object"]},
+    },
+}
+_HINTS_KEY = "OS-SCH-HNT:scheduler_hints"
+_NAMES = {
+    "name": NAME,
+    "display_name": NAME,
+    "description": DESCRIPTION,
+    "display_description": DESCRIPTION,
+}
+_CREATE = body(
+    "volume",
+    _NAMES,
+    size=NULLABLE_SIZE,
+    volume_type=TEXT,
+    availability_zone=Property({"type": ["string", "null"], "minLength": 1, "maxLength": 255}),
+    snapshot_id=NULLABLE_UUID,
+    source_volid=NULLABLE_UUID,
+    consistencygroup_id=NULLABLE_UUID,
+    imageRef=TEXT,
+    image_id=TEXT,
+    group_id=since("3.13", TEXT),
+    backup_id=since("3.47", NULLABLE_UUID),
+    metadata=NULLABLE_METADATA,
+    multiattach=NULLABLE_BOOL,
+    closed="3.53",
+    least=1,
+    also={_HINTS_KEY: _HINTS},
+)
+
+
+def _renamed(wanted: dict[str, Any]) -> dict[str, Any]:
+    """The given texts under their own names; `name` wins over `display_name`."""
+    told: dict[str, Any] = {}
+    for name in ("name", "description"):
+        if name in wanted or f"display_{name}" in wanted:
+            told[name] = wanted.get(name, wanted.get(f"display_{name}"))
+    return told
+
+
+@route.post("/volumes", rule=CREATE, status=202, accepts=_CREATE, returns=WRITTEN)
+def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Create a volume: empty, or from a snapshot, a volume, an image or a backup."""
+    image = wanted.get("imageRef") or wanted.get("image_id") or None
+    if image is not None:
+        call.enforce(CREATE_FROM_IMAGE)
+    request = flows.VolumeRequest(
+        size=wanted.get("size"),
+        volume_type=wanted.get("volume_type"),
+        availability_zone=wanted.get("availability_zone"),
+        snapshot_id=wanted.get("snapshot_id"),
+        source_volid=wanted.get("source_volid"),
+        image_ref=image,
+        backup_id=wanted.get("backup_id"),
+        group_id=wanted.get("group_id") or None,
+        consistencygroup_id=wanted.get("consistencygroup_id"),
+        metadata=wanted.get("metadata") or {},
+        scheduler_hints=call.body.get(_HINTS_KEY) or {},
+        multiattach=bool(wanted.get("multiattach")),
+        **_renamed(wanted),
+    )
+    return _written(call, flows.create(call.core, call.context, request))
+
+
+def _written(call: Call, volume: Volume) -> dict[str, Any]:
+    with call.core.store.read() as connection:
+        look = _look(call, connection, [volume])
+    return {"volume": WRITTEN.render(volume, look)}
+
+
+@route.put(
+    "/volumes/{volume_id}",
+    rule=UPDATE,
+    returns=WRITTEN,
+    until="3.52",
+    accepts=body("volume", _NAMES, metadata=NULLABLE_METADATA),
+)
+@route.put(
+    "/volumes/{volume_id}",
+    rule=UPDATE,
+    returns=WRITTEN,
+    since="3.53",
+    accepts=body("volume", _NAMES, metadata=NULLABLE_METADATA, least=1),
+)
+def update(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Change name, description or metadata of a volume."""
+    changes = _renamed(wanted)
+    if wanted.get("metadata") is not None:
+        changes["metadata"] = wanted["metadata"]
+    volume = _read(call, volume_id)
+    if changes:
+        volume = flows.update(call.core, call.context, volume, changes)
+    return _written(call, volume)
+
+
+@route.delete("/volumes/{volume_id}", rule=DELETE, status=202, until="3.22", query=("cascade",))
+def delete(call: Call, volume_id: str) -> None:
+    """Delete a volume."""
+    cascade = flag_param(call, "cascade")
+    flows.delete(call.core, call.context, _read(call, volume_id), cascade=cascade)
+
+
+@route.delete("/volumes/{volume_id}", rule=DELETE, status=202, since="3.23", query=("cascade", "force"))
+def delete_or_force(call: Call, volume_id: str) -> None:
+    """Delete a volume, with `force` whatever its status."""
+    cascade, force = flag_param(call, "cascade"), flag_param(call, "force")
+    volume = _read(call, volume_id)
+    if force:
+        call.enforce(FORCE_DELETE)
+    flows.delete(call.core, call.context, volume, cascade=cascade, force=force)
+
+
+# --- metadata --------------------------------------------------------------------------------------------
+
+_METADATA = body("metadata", extra=STR255, rules=METADATA_SCHEMA)
+_META = body("meta", extra=STR255, rules={**METADATA_SCHEMA, "minProperties": 1, "maxProperties": 1})
+
+
+def _encoded(metadata: dict[str, str]) -> bytes:
+    return msgspec.json.encode({"metadata": metadata})
+
+
+def _etag(metadata: dict[str, str]) -> str:
+    return hashlib.md5(_encoded(metadata), usedforsecurity=False).hexdigest()
+
+
+def _match(call: Call) -> dict[str, Any]:
+    """What `If-Match` asks of a write: nothing without it, or when any state will do."""
+    given = call.headers.get("IF-MATCH")
+    if given is None or given.strip() == "*":
+        return {}
+    wanted = [part.strip().removeprefix("W/").strip('"') for part in given.split(",")]
+
+    def tag(metadata: dict[str, str]) -> str:
+        present = _etag(metadata)
+        return wanted[0] if present in wanted else present
+
+    return {"if_match": wanted[0], "etag": tag}
+
+
+@route.get("/volumes/{volume_id}/metadata", rule=GET_METADATA, until="3.14")
+def metadata(call: Call, volume_id: str) -> dict[str, Any]:
+    """Show the metadata of a volume."""
+    return {"metadata": _read(call, volume_id).metadata}
+
+
+@route.get("/volumes/{volume_id}/metadata", rule=GET_METADATA, since="3.15")
+def metadata_with_etag(call: Call, volume_id: str) -> bytes:
+    """Show the metadata of a volume, with an ETag of its present state."""
+    present = _read(call, volume_id).metadata
+    call.response_headers["ETag"] = _etag(present)
+    return _encoded(present)
+
+
+@route.post("/volumes/{volume_id}/metadata", rule=CREATE_METADATA, accepts=_METADATA)
+def merge_metadata(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
+    """Merge keys into the metadata of a volume."""
+    return {"metadata": flows.write_metadata(call.core, _read(call, volume_id), changes, replace=False)}
+
+
+@route.put("/volumes/{volume_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, until="3.14")
+def replace_metadata(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
+    """Replace the metadata of a volume."""
+    return {"metadata": flows.write_metadata(call.core, _read(call, volume_id), changes, replace=True)}
+
+
+@route.put("/volumes/{volume_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, since="3.15")
+def replace_metadata_if(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
+    """Replace the metadata of a volume, with `If-Match` only in the state that it names."""
+    volume = _read(call, volume_id)
+    return {"metadata": flows.write_metadata(call.core, volume, changes, replace=True, **_match(call))}
+
+
+@route.get("/volumes/{volume_id}/metadata/{key}", rule=GET_METADATA)
+def metadata_item(call: Call, volume_id: str, key: str) -> dict[str, Any]:
+    """Show one key of the metadata."""
+    present = _read(call, volume_id).metadata
+    if key not in present:
+        raise NotFound(f"Volume {volume_id} has no metadata with key {key}.")
+    return {"meta": {key: present[key]}}
+
+
+def _one_key(changes: dict[str, str], key: str) -> dict[str, str]:
+    if key not in changes:
+        raise InvalidInput("The key in the body and the key in the URL differ.")
+    return changes
+
+
+@route.put("/volumes/{volume_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, until="3.14")
+def write_metadata_item(call: Call, volume_id: str, key: str, changes: dict[str, str]) -> dict[str, Any]:
+    """Write one key of the metadata."""
+    flows.write_metadata(call.core, _read(call, volume_id), _one_key(changes, key), replace=False)
+    return {"meta": changes}
+
+
+@route.put("/volumes/{volume_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, since="3.15")
+def write_metadata_item_if(call: Call, volume_id: str, key: str, changes: dict[str, str]) -> dict[str, Any]:
+    """Write one key of the metadata, with `If-Match` only in the state that it names."""
+    volume = _read(call, volume_id)
+    flows.write_metadata(call.core, volume, _one_key(changes, key), replace=False, **_match(call))
+    return {"meta": changes}
+
+
+@route.delete("/volumes/{volume_id}/metadata/{key}", rule=DELETE_METADATA)
+def delete_metadata_item(call: Call, volume_id: str, key: str) -> None:
+    """Remove one key of the metadata."""
+    flows.delete_metadata(call.core, _read(call, volume_id), key)
+
+
+# --- encryption ------------------------------------------------------------------------------------------
+
+
+def _encryption(volume: Volume) -> dict[str, Any]:
+    # Types have no encryption yet, so that there is only the key to tell.
+    return {"encryption_key_id": volume.encryption_key_id}
+
+
+@route.get("/volumes/{volume_id}/encryption", rule=SEE_ENCRYPTION)
+def encryption(call: Call, volume_id: str) -> dict[str, Any]:
+    """Tell how a volume is encrypted."""
+    return _encryption(_read(call, volume_id))
+
+
+@route.get("/volumes/{volume_id}/encryption/{key}", rule=SEE_ENCRYPTION)
+def encryption_item(call: Call, volume_id: str, key: str) -> bytes:
+    """Tell one fact of a volume's encryption, as a bare value."""
+    facts = _encryption(_read(call, volume_id))
+    if key not in facts:
+        raise NotFound(f"Volume {volume_id} has no encryption fact {key}.")
+    return msgspec.json.encode(facts[key])

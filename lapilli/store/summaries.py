@@ -1,0 +1,37 @@
+"""Aggregates over volumes, computed by the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from lapilli.store import tables
+
+Conditions = Sequence[sa.ColumnElement[bool]]
+
+
+def totals(connection: sa.Connection, conditions: Conditions) -> tuple[int, int]:
+    """(number, size in GiB) of the volumes that meet the conditions."""
+    size = sa.func.coalesce(sa.func.sum(tables.volumes.c.size), 0)
+    row = connection.execute(sa.select(sa.func.count(), size).where(*conditions)).one()
+    return int(row[0]), int(row[1])
+
+
+def metadata_values(connection: sa.Connection, conditions: Conditions) -> dict[str, list[str]]:
+    """The distinct values of each metadata key of the volumes that meet the conditions."""
+    column = tables.volumes.c.metadata
+    unfold = sa.func.json_each if connection.dialect.name == "sqlite" else sa.func.json_each_text
+    pairs = unfold(column).table_valued("key", "value", name="pairs")
+    query = (
+        sa.select(pairs.c.key, pairs.c.value)
+        .select_from(tables.volumes)
+        .join(pairs, sa.true())
+        .where(*conditions)
+        .distinct()
+        .order_by(pairs.c.key, pairs.c.value)
+    )
+    found: dict[str, list[str]] = {}
+    for key, value in connection.execute(query):
+        found.setdefault(key, []).append(value)
+    return found
