@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from failure import DemoFailed
@@ -41,21 +42,33 @@ def attempt(
     """Run a command that may fail. Raises `DemoFailed` only when it cannot start or takes too long."""
     words = [str(word) for word in command]
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             words,
             env=environment(env),
             cwd=cwd,
-            timeout=seconds,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            check=False,
         )
     except FileNotFoundError:
         raise DemoFailed(f"`{words[0]}` is not installed") from None
+    try:
+        out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise DemoFailed(f"`{_shown(command)}` did not end within {seconds:.0f} s") from None
+    finally:
+        _kill(process)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process, but do not wait for ever: one that hangs in the kernel cannot be ended."""
+    if process.poll() is None:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=5)
 
 
 def program(name: str) -> Path:
@@ -92,7 +105,15 @@ def end_all(patience: float = 5) -> dict[int, str]:
         deadline = time.monotonic() + patience
         while left_running() and time.monotonic() < deadline:
             time.sleep(0.05)
+    _reap()
     return found
+
+
+def _reap() -> None:
+    """Take note of the ends of our children, so that none stays in the process table."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _shown(command: tuple[str | Path, ...]) -> str:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from commands import attempt, environment
@@ -16,7 +17,6 @@ from failure import DemoFailed
 from iscsi import Export
 
 GUEST = "LAPILLI-GUEST: "
-_QEMU = "qemu-system-x86_64"
 _KVM_LIMIT = 2.0  # seconds for a boot sector; where KVM works it takes a tenth of that
 _HELLO_LIMIT = {"kvm": 20.0, "tcg": 120.0}
 _END_LIMIT = 60.0
@@ -41,6 +41,13 @@ class Words:
         raise DemoFailed(f"the guest has not {verb} its file")
 
 
+def _machine(accel: str) -> tuple[str, ...]:
+    """The QEMU command for a machine without any disk."""
+    plain = ("-nodefaults", "-display", "none", "-no-reboot")
+    return ("qemu-system-x86_64", "-machine", f"q35,accel={accel}", "-cpu", "max", "-m", "256", *plain)
+
+
+@cache
 def accelerator() -> str:
     """`kvm` where it runs a boot sector in good time, else `tcg`: on some hosts KVM is there, but hangs."""
     with tempfile.NamedTemporaryFile(prefix="lapilli-demo-") as disk:
@@ -48,9 +55,9 @@ def accelerator() -> str:
         disk.flush()
         probe = f"file={disk.name},format=raw,if=ide,snapshot=on"
         device = "isa-debug-exit,iobase=0xf4,iosize=1"
-        words = ("-accel", "kvm", "-nodefaults", "-display", "none", "-device", device, "-drive", probe)
+        words = (*_machine("kvm"), "-device", device, "-drive", probe)
         try:
-            works = attempt(_QEMU, *words, seconds=_KVM_LIMIT).returncode == _PROBE_STATUS
+            works = attempt(*words, seconds=_KVM_LIMIT).returncode == _PROBE_STATUS
         except DemoFailed:
             works = False
     return "kvm" if works else "tcg"
@@ -61,22 +68,21 @@ def boot(export: Export, show: Callable[[str], None]) -> Words:
     first = accelerator()
     try:
         return Words(first, _boot(export, first, show))
-    except _Silence:
+    except _NoHello:
         if first == "tcg":
             raise
-    show("(no word under KVM: once more in software emulation)")
+    show("(no greeting under KVM: once more in software emulation)")
     return Words("tcg", _boot(export, "tcg", show))
 
 
-class _Silence(DemoFailed):
-    """The guest said nothing in time, so it has not touched its disk."""
+class _NoHello(DemoFailed):
+    """The guest never greeted, so it has not written to its disk and may be booted again."""
 
 
 def _boot(export: Export, accel: str, show: Callable[[str], None]) -> list[str]:
     with export.secret_object() as secret:
         command = [
-            *(_QEMU, "-machine", f"q35,accel={accel}", "-cpu", "max", "-m", "256"),
-            *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
+            *(*_machine(accel), "-serial", "stdio"),
             *("-object", secret, "-blockdev", f"{export.options()},node-name=root"),
             *("-device", "virtio-blk-pci,drive=root,bootindex=0"),
         ]
@@ -95,32 +101,39 @@ def _boot(export: Export, accel: str, show: Callable[[str], None]) -> list[str]:
             guest.kill()
             guest.wait(_END_LIMIT)
     if status:
-        raise DemoFailed(f"QEMU ended with {status}: {' / '.join(lines[-5:])}")
+        raise (DemoFailed if _greeted(lines) else _NoHello)(
+            f"QEMU ended with {status}: {' / '.join(lines[-5:])}"
+        )
     return lines
 
 
 def _listen(guest: subprocess.Popen[bytes], hello: float, show: Callable[[str], None]) -> list[str]:
-    """Lines of the serial console until it closes; `_Silence` when the guest does not say hello in time."""
+    """Lines of the serial console until it closes; `_NoHello` when the guest does not greet in time."""
     assert guest.stdout is not None  # noqa: S101 - it is a pipe
     lines: list[str] = []
-    rest, greeted = b"", False
+    rest = b""
     deadline = time.monotonic() + hello
     with selectors.DefaultSelector() as ready:
         ready.register(guest.stdout, selectors.EVENT_READ)
         while True:
             if not ready.select(max(0.0, deadline - time.monotonic())):
-                kind = DemoFailed if greeted else _Silence
-                raise kind(f"the guest fell silent: {' / '.join(lines[-5:]) or 'not a word'}")
+                raise (DemoFailed if _greeted(lines) else _NoHello)(
+                    f"the guest fell silent: {' / '.join(lines[-5:]) or 'not a word'}"
+                )
             part = guest.stdout.read1(4096)  # type: ignore[attr-defined]
             *whole, rest = (rest + part).split(b"\n")
             for line in (_printable(raw) for raw in (whole if part else [rest])):
                 if line:
                     lines.append(line)
                     show(line)
-            if not greeted and any(line.startswith(GUEST) for line in lines):
-                greeted, deadline = True, time.monotonic() + _END_LIMIT
+                if line.startswith(GUEST):
+                    deadline = time.monotonic() + _END_LIMIT
             if not part:
                 return lines
+
+
+def _greeted(lines: list[str]) -> bool:
+    return any(line.startswith(GUEST) for line in lines)
 
 
 def _printable(raw: bytes) -> str:
