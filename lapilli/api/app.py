@@ -112,6 +112,7 @@ class Edge:
         self.health = core.config.read(BodyOptions, "healthcheck", fallback="oslo_middleware")
         self.routes = scan()
         self.tree = Tree(self.routes)
+        self.documents: dict[int, bytes] = {}  # descriptions made so far, by version
         self.roots = tuple(sorted({route.root for route in self.routes} | {"/v3"}))
         self.collections = {route.path.split("/")[1] for route in self.routes if route.root == "/v3"}
         self.project_id = re.compile(options.project_id_regex)
@@ -207,7 +208,9 @@ class Edge:
             return self._healthcheck()
         asked = _params(req.query_string).get("version")
         version = versions.MAXIMUM if asked is None else versions.negotiate(f"volume {asked}")
-        return Answer(200, openapi.document(tuple(self.routes), version))
+        if version not in self.documents:
+            self.documents[version] = openapi.document(self.routes, version)
+        return Answer(200, self.documents[version])
 
     def _version_document(self, req: falcon.Request) -> Answer:
         if req.method != "GET":

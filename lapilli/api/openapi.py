@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -43,8 +43,7 @@ _PAGING = {
 }
 
 
-@lru_cache(maxsize=8)
-def document(routes: tuple[Route, ...], version: int) -> bytes:
+def document(routes: Iterable[Route], version: int) -> bytes:
     """The document as JSON."""
     paths: dict[str, dict[str, Any]] = {}
     for route in sorted(routes, key=lambda each: (each.root, each.path, each.method)):
