@@ -38,14 +38,6 @@ class ReadyAnswer(Exception):
         self.body = body
 
 
-class Greeting(Exception):
-    """Raised by an authenticator that answers a request itself: 204 with these headers."""
-
-    def __init__(self, headers: dict[str, str]) -> None:
-        super().__init__("a greeting")
-        self.headers = headers
-
-
 class Authenticator(Protocol):
     """Turns request headers into a `Context`. May be called from many threads at once."""
 

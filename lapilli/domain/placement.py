@@ -28,6 +28,9 @@ class SchedulerOptions:
     )
     scheduler_default_weighers: list[str] = option(["CapacityWeigher"], "Weighers, summed.")
     scheduler_max_attempts: int = option(3, "Pools tried for one volume; 1 is no second try.", minimum=1)
+    scheduler_driver_init_wait_time: int = option(
+        60, "Seconds after the start in which a placement waits for a first report.", minimum=0
+    )
     capacity_weight_multiplier: float = option(1.0, "Weight of free capacity; negative stacks.")
     allocated_capacity_weight_multiplier: float = option(-1.0, "Weight of allocated capacity.")
     max_over_subscription_ratio: str = option("20.0", "Thin provisioning ratio of pools that name none.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lapilli.config import Config, ServiceOptions
 from lapilli.domain.placement import SchedulerOptions
@@ -26,6 +27,12 @@ class Core:
     journal: Journal
     images: ImageSource
     converter: Converter
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def just_started(self) -> bool:
+        """Whether back ends may still be about to report for the first time."""
+        return time.monotonic() - self.started < self.scheduler.scheduler_driver_init_wait_time
 
     @property
     def service(self) -> ServiceOptions:

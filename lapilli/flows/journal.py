@@ -55,6 +55,7 @@ class Backend:
     availability_zone: str
     driver: Driver
     target: Target
+    extra: Mapping[str, Any] = field(default_factory=dict)  # capabilities that the configuration adds
 
 
 class Task:

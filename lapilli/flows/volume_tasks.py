@@ -13,7 +13,7 @@ from lapilli.domain import quotas as quota_rules
 from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
-from lapilli.flows.journal import RecordTask, Task, Work, operation
+from lapilli.flows.journal import Postponed, RecordTask, Task, Work, operation
 from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables
@@ -129,6 +129,8 @@ class ScheduleCreateVolume(RecordTask):
             over_subscription=options.max_over_subscription_ratio,
         )
         pools = candidates(connection, work.core.service.service_down_time)
+        if not pools and work.core.just_started:
+            raise Postponed(0.1)  # the back ends have not reported yet
         chosen = placement.choose(request, pools, options)[0]
         claim_capacity(connection, chosen.name, volume.size, volumes=1)
         records.update(connection, Volume, volume.id, host=chosen.name, availability_zone=chosen.zone)

@@ -152,10 +152,11 @@ def page(
 
 def _after(table: sa.Table, sort: Sequence[tuple[str, str]], last: Record) -> sa.ColumnElement[bool]:
     """Rows strictly behind `last` in the order of `sort`."""
-    branches = []
+    branches: list[sa.ColumnElement[bool]] = []
     equal: list[sa.ColumnElement[bool]] = []
     for name, direction in sort:
         column, value = table.c[name], getattr(last, name)
+        behind: sa.ColumnElement[bool]
         if value is None:
             behind = column.is_not(None) if direction == "asc" else sa.false()
         elif direction == "asc":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lapilli.adapters.auth.basic import expand
-from lapilli.context import Context, Greeting
+from lapilli.context import Context, ReadyAnswer
 
 ROLES = expand({"admin"})
 
@@ -19,11 +19,11 @@ class NoAuthenticator:
     challenge = "Noauth"
 
     def authenticate(self, headers: Mapping[str, str]) -> Context:
-        """Raises `Greeting` for a request without a token: it is answered with the token to use."""
+        """Raises `ReadyAnswer` for a request without a token: it is answered with the token to use."""
         token = headers.get("X-AUTH-TOKEN")
         if token is None:
             user = headers.get("X-AUTH-USER", "admin")
             project = headers.get("X-AUTH-PROJECT-ID", "admin")
-            raise Greeting({"X-Auth-Token": f"{user}:{project}"})
+            raise ReadyAnswer(204, {"X-Auth-Token": f"{user}:{project}", "X-Server-Management-Url": ""})
         user, _, project = token.partition(":")
         return Context(user_id=user, project_id=project or user, roles=ROLES)

@@ -193,17 +193,22 @@ class FilePool:
     def clone_cached(self, volume: VolumeRef, key: str) -> bool:
         """Make the volume a reflink of the cached image; False when there is none, or no reflinks."""
         cached = self._cached(key)
-        if cached is None or not self.reflink or not os.path.exists(cached):
+        if cached is None or not self.reflink:
             return False
-        if os.path.getsize(cached) > volume.size * GIB:
-            return False
-        try:
-            self._copy_volume(volume, cached, "cached image", _no_progress)
-            os.utime(cached)  # its time is its last use
-        except FileNotFoundError:
-            pass  # evicted by another process right after the clone
-        except _Missing:
-            return False
+        with _plainly(f"create volume {volume.id}"):
+            try:
+                source = _open_source(cached, "cached image")
+            except _Missing:  # evicted meanwhile
+                return False
+            try:
+                if os.fstat(source).st_size > volume.size * GIB:
+                    return False
+                # a volume that exists may be one whose conversion was cut off: it is replaced
+                with _making(self._volume(volume.id)) as made:
+                    self._fill(source, made, volume.size * GIB, _no_progress)
+                os.utime(source)  # its time is its last use
+            finally:
+                os.close(source)
         return True
 
     def keep_cached(self, volume: VolumeRef, key: str) -> None:

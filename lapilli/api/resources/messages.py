@@ -61,6 +61,7 @@ LIST = listing(
     rule=GET_ALL,
     since="3.3",
     query=("resource_uuid", "resource_type", "event_id", "request_id", "message_level"),
+    lists=("messages", MESSAGE),
 )
 def index(call: Call) -> dict[str, Any]:
     """List messages."""

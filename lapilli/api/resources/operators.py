@@ -68,7 +68,7 @@ SERVICE = view(
 )
 
 
-@route.get("/os-services", rule=INDEX, query=("host", "binary"))
+@route.get("/os-services", rule=INDEX, query=("host", "binary"), lists=("services", SERVICE))
 def index_services(call: Call) -> dict[str, Any]:
     """List services, of one host (with all its back ends) or one binary when asked."""
     host, binary = call.params.get("host"), call.params.get("binary")

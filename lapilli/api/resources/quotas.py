@@ -17,7 +17,7 @@ from lapilli.store import quotas as store
 route = Routes()
 
 SHOW = rule("volume_extension:quotas:show", READER)
-SEE_USED = rule("limits_extended:used", READER)
+SEE_USED = rule("limits_extension:used_limits", READER)
 CLASS_GET = rule("volume_extension:quota_classes:get", ADMIN)
 CLASS_UPDATE = rule("volume_extension:quota_classes:update", ADMIN)
 

@@ -104,7 +104,7 @@ _CREATE = {
 # --- snapshots -------------------------------------------------------------------------------------------
 
 
-@route.get("/snapshots", rule=GET_ALL, query=_QUERY)
+@route.get("/snapshots", rule=GET_ALL, query=_QUERY, lists=("snapshots", SUMMARY))
 def index(call: Call) -> dict[str, Any]:
     """List snapshots."""
     with call.core.store.read() as connection:
@@ -112,7 +112,7 @@ def index(call: Call) -> dict[str, Any]:
     return page.answer(SUMMARY.render_all(page.items, Look(call)))
 
 
-@route.get("/snapshots/detail", rule=GET_ALL, query=_QUERY)
+@route.get("/snapshots/detail", rule=GET_ALL, query=_QUERY, lists=("snapshots", SNAPSHOT))
 def detail(call: Call) -> dict[str, Any]:
     """List snapshots with all their keys."""
     with call.core.store.read() as connection:

@@ -100,7 +100,7 @@ ADMIN_LIST = _list(_BY_SPECS)
 USER_LIST = _list(Filter("extra_specs", _by_open_specs, since=52))
 
 
-@route.get("/types", rule=GET_ALL, query=("is_public", "extra_specs"))
+@route.get("/types", rule=GET_ALL, query=("is_public", "extra_specs"), lists=("volume_types", TYPE))
 def index(call: Call) -> dict[str, Any]:
     """List the types that the caller may see."""
     if call.context.is_admin:

@@ -1,0 +1,181 @@
+"""Image files to raw volumes and back, by qemu-img in a process of limited means.
+
+A file comes from a stranger. Its first bytes are inspected before qemu-img opens it, with the format that was
+declared and never a guessed one: a format that names other files would let the stranger read this host's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lapilli.adapters import command
+from lapilli.errors import ImageUnacceptable, StorageError
+from lapilli.ports.driver import BlockAddress, Progress
+
+# disk_format of an image -> qemu's name; an image of several parts (ploop, docker ...) is not served
+_QEMU_FORMATS = {
+    "raw": "raw", "iso": "raw", "ami": "raw", "ari": "raw", "aki": "raw",
+    "qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhd": "vpc", "vhdx": "vhdx",
+}  # fmt: skip
+# what else a plain byte sequence may look like: partitions, a CD, an encrypted disk. qemu parses none of them
+_PLAIN_CONTENT = frozenset({"raw", "gpt", "iso", "luks"})
+_CREATE_OPTIONS = {"vmdk": ["-o", "subformat=streamOptimized"]}  # the one that is a single file everywhere
+_PERCENT = re.compile(r"\(\s*([0-9.]+)/100%\)")
+_CHUNK = 64 << 10
+_HOUR = 3600
+# measured: info needs 0.3 GiB of address space and convert 0.7 GiB, most of it for threads
+_INFO_LIMITS = {"timeout": 60.0, "memory": 1 << 30, "cpu": 30}
+_CONVERT_LIMITS = {"timeout": 12.0 * _HOUR, "memory": 4 << 30, "cpu": 4 * _HOUR}
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "2"}  # malloc reserves 64 MiB of address space per thread otherwise
+
+
+def check(path: str, declared_format: str) -> int:
+    """Virtual size in bytes of an image that is what it says and safe to open.
+
+    Raises `ImageUnacceptable` for another format, a backing or data file, a corrupt header.
+    """
+    qemu_format = _qemu_format(declared_format)
+    try:
+        inspector = _inspect(path, declared_format)
+    except OSError as problem:
+        raise ImageUnacceptable(f"The image cannot be read: {problem.strerror}.") from problem
+    if qemu_format == "raw":
+        return os.path.getsize(path)
+    _check_safety(inspector, declared_format)
+    information = _information(path, declared_format, qemu_format)
+    return int(information["virtual-size"])
+
+
+def to_raw(path: str, declared_format: str, destination: BlockAddress, progress: Progress) -> None:
+    """Write the content of an image, checked before, to the start of a volume that is large enough.
+
+    May be repeated: parts that are zero in the image are zeroed on the volume, without using space there.
+    """
+    qemu_format = _qemu_format(declared_format)
+    _convert(
+        ["-n", "-t", "writeback", "-f", qemu_format, "-O", destination.format, path, destination.location],
+        os.path.getsize(path),
+        progress,
+        f"The image could not be converted from {declared_format}",
+    )
+    _sync(destination)
+
+
+def from_raw(source: BlockAddress, disk_format: str, path: str, progress: Progress) -> None:
+    """Make an image file of a volume; nothing is left of one that fails."""
+    arguments = ["-U", "-f", source.format, "-O", _qemu_format(disk_format)]
+    arguments += [*_CREATE_OPTIONS.get(disk_format, []), source.location, path]
+    try:
+        total = os.path.getsize(source.location) if source.kind == "file" else 0
+        _convert(arguments, total, progress, f"The volume could not be converted to {disk_format}")
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
+
+
+def _qemu_format(disk_format: str) -> str:
+    try:
+        return _QEMU_FORMATS[disk_format]
+    except KeyError:
+        known = ", ".join(_QEMU_FORMATS)
+        raise ImageUnacceptable(f"Disk format {disk_format!r} is not one of {known}.") from None
+
+
+def _inspect(path: str, declared: str) -> Any:
+    """The inspector of the declared format after it has seen the file. Raises `ImageUnacceptable`."""
+    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - heavy, and most processes never need it
+
+    logging.getLogger(format_inspector.__name__).setLevel(
+        logging.CRITICAL
+    )  # the error tells all that it logs
+    with open(path, "rb") as file:
+        wrapper = format_inspector.InspectWrapper(file)
+        while wrapper.formats is None and wrapper.read(_CHUNK):
+            pass
+        wrapper.close()
+    found = {str(one): one for one in wrapper.formats or []}
+    if _QEMU_FORMATS[declared] == "raw":
+        if set(found) <= _PLAIN_CONTENT and (declared != "iso" or "iso" in found):
+            return None
+    elif set(found) == {declared}:
+        return found[declared]
+    looks = " and ".join(sorted(found))
+    raise ImageUnacceptable(f"The image was declared as {declared}, but its content is {looks}.")
+
+
+def _check_safety(inspector: Any, declared: str) -> None:
+    from oslo_utils.imageutils import format_inspector  # noqa: PLC0415 - see above
+
+    try:
+        inspector.safety_check()
+    except format_inspector.SafetyCheckFailed as refusal:
+        reasons = "; ".join(f"{name}: {why}" for name, why in sorted(refusal.failures.items()))
+        raise ImageUnacceptable(f"The {declared} image is not safe to open ({reasons}).") from None
+    except format_inspector.ImageFormatError as problem:
+        raise ImageUnacceptable(f"The {declared} image is damaged: {problem}.") from None
+
+
+def _information(path: str, declared: str, qemu_format: str) -> dict[str, Any]:
+    """What `qemu-img info` says, once the inspector has let the file pass."""
+    arguments = ["qemu-img", "info", "--output", "json", "-f", qemu_format, path]
+    try:
+        said = command.run(arguments, environment=_ONE_ARENA, **_INFO_LIMITS)  # type: ignore[arg-type]
+    except StorageError as problem:
+        raise ImageUnacceptable(f"The {declared} image is damaged: {_reason(problem, path)}") from problem
+    information: dict[str, Any] = json.loads(said)
+    specific = information.get("format-specific", {}).get("data", {})
+    if information.get("backing-filename") or specific.get("data-file"):
+        raise ImageUnacceptable(f"The {declared} image refers to another file.")
+    return information
+
+
+def _convert(arguments: list[str], total: int, progress: Progress, what: str) -> None:
+    line = _reporter(total, progress)
+    try:
+        command.run(
+            ["qemu-img", "convert", "-p", *arguments],
+            on_line=line,
+            environment=_ONE_ARENA,
+            **_CONVERT_LIMITS,  # type: ignore[arg-type]
+        )
+    except StorageError as problem:
+        raise ImageUnacceptable(f"{what}: {_reason(problem, *arguments)}") from problem
+    progress(total, total)
+
+
+def _reporter(total: int, progress: Progress) -> Callable[[str], None]:
+    def line(text: str) -> None:
+        match = _PERCENT.search(text)
+        if match:
+            progress(int(total * float(match.group(1)) / 100), total)
+
+    return line
+
+
+def _reason(problem: StorageError, *private: str) -> str:
+    """An error's text without this host's paths."""
+    text = problem.message
+    for path in private:
+        if path.startswith("/"):
+            text = text.replace(path, os.path.basename(path))
+    return text
+
+
+def _sync(destination: BlockAddress) -> None:
+    """Make what was written survive a power cut, where it went through this host's cache."""
+    if destination.kind not in ("file", "block"):
+        return
+    file = os.open(destination.location, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as problem:
+        raise StorageError(f"The volume could not be written: {problem.strerror}.") from problem
+    finally:
+        os.close(file)

@@ -1,0 +1,295 @@
+"""Images as files of one directory: `<id>.json` says what `<id>.<disk_format>` holds.
+
+Many processes read it, some write it. A record is replaced whole, by a rename, after its content is in place,
+so a reader never sees an active image without content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from lapilli.adapters.images import convert
+from lapilli.domain.model import Image
+from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, LapilliError, StorageError
+from lapilli.ports.driver import Progress
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_PIECE = 1 << 20
+_HASH = "os_hash_value"
+
+
+class ProtectedImage(Forbidden):
+    """The image is protected against deletion (403)."""
+
+    def __init__(self, image_id: str) -> None:
+        LapilliError.__init__(self, f"Image {image_id} is protected and cannot be deleted.")
+
+
+class DirectoryImages:
+    """Image source on a directory."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._lock = threading.Lock()
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def get(self, reference: str) -> Image:
+        """By id, by a URL that ends in an id, or by name. Raises `InvalidInput`, `Conflict`."""
+        last = reference.rstrip("/").rsplit("/", 1)[-1]
+        if _UUID.fullmatch(last):
+            found = self._load(last.lower())
+            if found is not None:
+                return found
+        named = [image for image in self.all() if image.name == reference]
+        if len(named) > 1:
+            raise Conflict(f"{len(named)} images are named {reference!r}: use an id.")
+        if not named:
+            raise InvalidInput(f"Image {reference} could not be found.")
+        return named[0]
+
+    def all(self) -> Sequence[Image]:
+        """Every image, by name."""
+        try:
+            entries = os.listdir(self._path)
+        except FileNotFoundError:
+            return []
+        loaded = (self._load(entry[: -len(".json")]) for entry in entries if entry.endswith(".json"))
+        return sorted((image for image in loaded if image), key=lambda image: (image.name or "", image.id))
+
+    @contextmanager
+    def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[str]:  # noqa: ARG002
+        """The file itself: nothing is copied, so `directory` is not used. Raises `ImageUnacceptable`."""
+        path = self._content(image)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise ImageUnacceptable(f"The content of image {image.id} is gone.") from None
+        if image.status != "active" or status.st_size != image.size:
+            raise ImageUnacceptable(f"The content of image {image.id} is not complete.")
+        self._verify(image, path, (status.st_ino, status.st_size, status.st_mtime_ns))
+        progress(status.st_size, status.st_size)
+        yield path
+
+    def _verify(self, image: Image, path: str, version: tuple[int, int, int]) -> None:
+        """Compare the checksum, once per process for each state of the file. Raises `ImageUnacceptable`."""
+        if image.checksum is None or self._verified.get(image.id) == version:
+            return
+        digest = hashlib.md5(usedforsecurity=False)
+        with open(path, "rb") as file:
+            for piece in iter(lambda: file.read(_PIECE), b""):
+                digest.update(piece)
+        if digest.hexdigest() != image.checksum:
+            raise ImageUnacceptable(f"The content of image {image.id} does not match its checksum.")
+        with self._lock:
+            self._verified[image.id] = version
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def create(self, image_id: str, name: str, **properties: Any) -> Image:
+        """A record in status `queued`; what is no field of an image becomes one of its properties."""
+        existing = self._load(image_id)
+        if existing is not None:
+            return existing
+        image = _record(image_id, name, properties)
+        self._store(image)
+        return image
+
+    def upload(self, image_id: str, path: str, progress: Progress) -> Image:
+        """Move (or copy) a file in as the content of a queued image; an active one stays as it is."""
+        image = self._load(image_id)
+        if image is None:
+            raise ImageUnacceptable(f"Image {image_id} does not exist.")
+        if image.status == "active":
+            return image
+        try:
+            os.makedirs(self.upload_directory(), exist_ok=True)
+            part = os.path.join(self.upload_directory(), f"{image_id}.content")
+            if not os.path.exists(path) and os.path.exists(part):
+                pass  # an earlier call was cut off after it had moved the file
+            elif os.stat(path).st_dev == os.stat(self.upload_directory()).st_dev:
+                os.rename(path, part)
+            else:
+                shutil.copyfile(path, part)
+            return self._activate(image, part, progress)
+        except OSError as problem:
+            raise _plain(problem, f"Image {image_id} could not be stored") from problem
+
+    def upload_directory(self) -> str:
+        """Beside the images; records are looked for in their own directory only."""
+        path = os.path.join(self._path, "incoming")
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
+    def add(
+        self,
+        source: str,
+        *,
+        name: str,
+        disk_format: str,
+        min_disk: int = 0,
+        protected: bool = False,
+        progress: Progress = lambda _done, _total: None,
+        **properties: Any,
+    ) -> Image:
+        """A new active image from a path or a file, http or https URL. Raises `ImageUnacceptable`."""
+        image_id = str(uuid.uuid4())
+        part = os.path.join(self.upload_directory(), f"{image_id}.content")
+        try:
+            with _opened(source) as (stream, total), open(part, "wb") as target:
+                _copy(stream, target, total, progress)
+            facts = dict(properties, disk_format=disk_format, min_disk=min_disk, protected=protected)
+            return self._activate(_record(image_id, name, facts), part, lambda _done, _total: None)
+        except (OSError, http.client.HTTPException) as problem:
+            raise _plain(problem, f"Image {name} could not be added") from problem
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+
+    def delete(self, image_id: str) -> None:
+        """Remove record, then content; a missing one is success. Raises `ProtectedImage`."""
+        image = self._load(image_id)
+        if image is None:
+            return
+        if image.protected:
+            raise ProtectedImage(image_id)
+        for path in (self._json(image_id), self._content(image)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _activate(self, image: Image, part: str, progress: Progress) -> Image:
+        """Check the content, put it in place, and then the record that says so."""
+        virtual_size = convert.check(part, image.disk_format or "")
+        md5, sha512 = _hashes(part, progress)
+        os.rename(part, self._content(image))
+        active = msgspec.structs.replace(
+            image,
+            status="active",
+            size=os.path.getsize(self._content(image)),
+            virtual_size=virtual_size,
+            checksum=md5,
+            properties={**image.properties, "os_hash_algo": "sha512", _HASH: sha512},
+            updated_at=_now(),
+        )
+        self._store(active)
+        return active
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def _json(self, image_id: str) -> str:
+        return os.path.join(self._path, f"{image_id}.json")
+
+    def _content(self, image: Image) -> str:
+        return os.path.join(self._path, f"{image.id}.{image.disk_format or 'raw'}")
+
+    def _load(self, image_id: str) -> Image | None:
+        try:
+            with open(self._json(image_id), "rb") as file:
+                return msgspec.json.decode(file.read(), type=Image)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as problem:
+            raise StorageError(f"The record of image {image_id} cannot be read: {problem}.") from problem
+
+    def _store(self, image: Image) -> None:
+        """Write a record durably; content renamed before is made durable by the same directory sync."""
+        os.makedirs(self._path, mode=0o700, exist_ok=True)
+        directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            part = self._json(image.id) + ".new"
+            with open(part, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(image), indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(part, self._json(image.id))
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _record(image_id: str, name: str, properties: dict[str, Any]) -> Image:
+    """A queued image; Nones are left to the defaults, strangers go to `properties`."""
+    fields = set(Image.__struct_fields__) - {"id", "name", "status", "properties", "size", "virtual_size"}
+    known = {key: value for key, value in properties.items() if key in fields and value is not None}
+    custom = dict(properties.get("properties") or {})
+    custom |= {
+        key: str(value)
+        for key, value in properties.items()
+        if key not in Image.__struct_fields__ and value is not None
+    }
+    known.setdefault("created_at", _now())
+    return Image(id=image_id, name=name, status="queued", properties=custom, **known)
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[tuple[IO[bytes], int]]:
+    """A stream and its length in bytes (0 when unknown)."""
+    scheme = urlsplit(source).scheme if "://" in source else ""
+    if scheme not in ("", "file", "http", "https"):
+        raise InvalidInput(f"Images are taken from files, file://, http:// and https://, not {scheme}://.")
+    if scheme in ("http", "https"):
+        with urllib.request.urlopen(source, timeout=60) as answer:  # noqa: S310 - the scheme was checked
+            yield answer, int(answer.headers.get("Content-Length") or 0)
+    else:
+        with open(urllib.request.url2pathname(urlsplit(source).path) if scheme else source, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+
+
+def _copy(stream: IO[bytes], target: IO[bytes], total: int, progress: Progress) -> None:
+    done = 0
+    for piece in iter(lambda: stream.read(_PIECE), b""):
+        if piece.count(0) == len(piece):
+            target.seek(len(piece), os.SEEK_CUR)  # keeps a sparse raw image sparse
+        else:
+            target.write(piece)
+        done += len(piece)
+        progress(done, total or done)
+    if total and done != total:
+        raise OSError(f"only {done} of {total} bytes came")
+    target.truncate(done)
+
+
+def _hashes(path: str, progress: Progress) -> tuple[str, str]:
+    """MD5 (what Glance calls the checksum) and SHA-512 in hexadecimal, of a file that is then on the disk."""
+    md5, sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha512()
+    with open(path, "rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        for piece in iter(lambda: file.read(_PIECE), b""):
+            md5.update(piece)
+            sha512.update(piece)
+            progress(file.tell(), total)
+        os.fsync(file.fileno())
+    return md5.hexdigest(), sha512.hexdigest()
+
+
+def _plain(problem: Exception, what: str) -> StorageError:
+    if isinstance(problem, urllib.error.HTTPError):
+        why = f"the server answered {problem.code}"
+    elif isinstance(problem, urllib.error.URLError):
+        why = str(problem.reason)
+    else:
+        why = getattr(problem, "strerror", None) or str(problem)
+    return ImageUnacceptable(f"{what}: {why}.")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,235 @@
+"""The `lapilli` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lapilli import compose
+from lapilli.config import Config
+from lapilli.errors import LapilliError
+
+LISTEN = "127.0.0.1:8776"
+DRAIN = 6.0  # seconds that running work has to end in at a stop
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    os.umask(0o077)
+    try:
+        status: int | None = options.run(options)
+        return status or 0
+    except LapilliError as error:
+        print(f"lapilli: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lapilli", description="Block storage that speaks the OpenStack API."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        _common(made)
+        return made
+
+    serve = command("serve", _serve, "Run everything: API, scheduler and volume service.")
+    api = command("api", _serve_api, "Run the API alone.")
+    for each in (serve, api):
+        each.add_argument("--listen", default=LISTEN, metavar="ADDRESS:PORT", help=f"default: {LISTEN}")
+        each.add_argument("--workers", type=int, default=1, help="HTTP worker processes")
+        each.add_argument("--threads", type=int, default=16, help="threads of an HTTP worker")
+    command("scheduler", _role("scheduler"), "Run a scheduler alone.")
+    command("volume", _role("volume"), "Run a volume service alone.")
+    command("roles", _role("scheduler", "volume"), "Run a scheduler and a volume service together.")
+
+    database = commands.add_parser("db", help="Look after the database.")
+    actions = database.add_subparsers(required=True, metavar="ACTION")
+    for name, run, text in (
+        ("upgrade", _db_upgrade, "Bring the database to this version of the code."),
+        ("version", _db_version, "Print the database's version."),
+    ):
+        each = actions.add_parser(name, help=text)
+        each.set_defaults(run=run)
+        _common(each)
+    _image_commands(commands)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state-dir", metavar="DIR", help="state directory; default: ./var")
+    parser.add_argument("--config", metavar="FILE", help="configuration file; default: none")
+
+
+def _config(options: argparse.Namespace) -> Config:
+    return Config.load(options.config, state_dir=options.state_dir)
+
+
+# --- serving ---------------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from lapilli.adapters.auth.basic import line_for  # noqa: PLC0415 - what only serving needs
+    from lapilli.api import app  # noqa: F401, PLC0415 - so that the HTTP worker inherits it
+    from lapilli.runtime import embedded  # noqa: PLC0415
+
+    config = _config(options)
+    address, port = _address(options.listen)
+    compose.check_exposure(config, address)
+    os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
+    compose.start_logging(config)
+    shown = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared only
+    clouds = embedded.make_credentials(config.state_dir, f"http://{shown}:{port}", line_for)
+    compose.make_store(config).close()
+    arguments = ["--state-dir", config.state_dir]
+    if options.config:
+        arguments += ["--config", os.path.abspath(options.config)]
+    command = [sys.executable, "-m", "lapilli.cli", "roles", *arguments]
+    roles = embedded.RolesProcess(lambda: _run_roles(config, ("scheduler", "volume")), command)
+    roles.fork()
+    print("Copy these two lines, then use the openstack client:")
+    print(f"export OS_CLIENT_CONFIG_FILE={clouds}")
+    print("export OS_CLOUD=lapilli", flush=True)
+    roles.watch()
+    _http(config, options, address, port)
+    roles.stop(DRAIN + 1)
+
+
+def _http(config: Config, options: argparse.Namespace, address: str, port: int) -> None:
+    from lapilli.runtime import embedded  # noqa: PLC0415 - what only serving needs
+
+    os.environ["LAPILLI_STATE_DIR"] = config.state_dir
+    if options.config:
+        os.environ["LAPILLI_CONFIG"] = os.path.abspath(options.config)
+    embedded.serve_http(address, port, workers=options.workers, threads=options.threads)
+
+
+def _serve_api(options: argparse.Namespace) -> None:
+    config = _config(options)
+    address, port = _address(options.listen)
+    compose.check_exposure(config, address)
+    _http(config, options, address, port)
+
+
+def _run_roles(config: Config, names: tuple[str, ...]) -> None:
+    from lapilli.runtime import embedded, service  # noqa: PLC0415 - what only serving needs
+
+    core = compose.make_core(config)
+    roles = compose.make_roles(core, names)
+    for role in roles:
+        role.start()
+
+    def stop() -> None:
+        service.leave_nothing_running(roles, DRAIN)
+        core.journal.bus.close()
+
+    embedded.wait_for_stop(stop)
+
+
+def _role(*names: str) -> Callable[[argparse.Namespace], None]:
+    def run(options: argparse.Namespace) -> None:
+        config = _config(options)
+        compose.start_logging(config)
+        _run_roles(config, names)
+
+    return run
+
+
+def _address(text: str) -> tuple[str, int]:
+    address, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or not 0 < int(port) < 65536:
+        raise LapilliError(f"--listen {text}: ADDRESS:PORT expected.")
+    return address.strip("[]") or "127.0.0.1", int(port)
+
+
+# --- database --------------------------------------------------------------------------------------------
+
+
+def _db_upgrade(options: argparse.Namespace) -> None:
+    from lapilli.migrations import upgrade  # noqa: PLC0415 - Alembic is heavy, and only needed here
+
+    print(f"The database is at {upgrade(compose.database_url(_config(options)))}.")
+
+
+def _db_version(options: argparse.Namespace) -> None:
+    from lapilli.store import schema  # noqa: PLC0415 - see above
+    from lapilli.store.session import Store  # noqa: PLC0415
+
+    print(schema.version(Store(compose.database_url(_config(options)))) or "empty")
+
+
+# --- images ----------------------------------------------------------------------------------------------
+
+
+def _image_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    image = commands.add_parser("image", help="Add, list and delete images of the image directory.")
+    actions = image.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="Add an image from a file or a URL.")
+    add.add_argument("source", metavar="FILE|URL")
+    add.add_argument("--name", help="default: the file's name")
+    add.add_argument("--disk-format", help="default: told by the file's ending")
+    add.add_argument("--min-disk", type=int, default=0, metavar="GIB")
+    add.add_argument("--protected", action="store_true", help="refuse to delete it")
+    add.set_defaults(run=_image_add)
+    listing = actions.add_parser("list", help="List images.")
+    listing.set_defaults(run=_image_list)
+    delete = actions.add_parser("delete", help="Delete images.")
+    delete.add_argument("images", nargs="+", metavar="IMAGE", help="id or name")
+    delete.set_defaults(run=_image_delete)
+    for each in (add, listing, delete):
+        _common(each)
+
+
+_ENDINGS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".vdi": "vdi", ".vhdx": "vhdx",
+            ".vhd": "vhd", ".iso": "iso"}  # fmt: skip
+
+
+def _image_add(options: argparse.Namespace) -> None:
+    from tqdm import tqdm  # noqa: PLC0415 - only for the progress bar
+
+    name = options.name or os.path.basename(options.source.rstrip("/"))
+    disk_format = options.disk_format or _ENDINGS.get(os.path.splitext(options.source)[1].lower())
+    if disk_format is None:
+        raise LapilliError("The file's ending does not tell its format: give --disk-format.")
+    images = compose.make_directory_images(_config(options))
+    with tqdm(unit="B", unit_scale=True, desc=name, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        image = images.add(
+            options.source,
+            name=name,
+            disk_format=disk_format,
+            min_disk=options.min_disk,
+            protected=options.protected,
+            progress=progress,
+        )
+    print(image.id)
+
+
+def _image_list(options: argparse.Namespace) -> None:
+    for image in compose.make_images(_config(options)).all():
+        size = f"{(image.virtual_size or image.size or 0) / 2**30:.2f} GiB"
+        print(f"{image.id}  {image.status:8}  {image.disk_format or '-':6}  {size:>11}  {image.name or '-'}")
+
+
+def _image_delete(options: argparse.Namespace) -> None:
+    images = compose.make_images(_config(options))
+    for reference in options.images:
+        images.delete(images.get(reference).id)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The composition root: from a configuration to store, bus, adapters, roles and application.
+
+The only module that imports adapters. They are loaded by their configured names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import json
+import os
+import socket
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, cast
+
+from lapilli import events
+from lapilli.adapters.auth.basic import BasicAuthenticator, BasicOptions
+from lapilli.adapters.auth.none import NoAuthenticator
+from lapilli.adapters.buses.local import LocalBus
+from lapilli.adapters.images.directory import DirectoryImages
+from lapilli.config import Config, ServiceOptions, option
+from lapilli.context import Authenticator
+from lapilli.domain import placement
+from lapilli.errors import ConfigError
+from lapilli.flows import snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
+from lapilli.flows.core import Core
+from lapilli.flows.journal import Backend, Journal
+from lapilli.ports.driver import Driver
+from lapilli.ports.images import Converter, ImageSource
+from lapilli.ports.target import Target
+from lapilli.runtime.service import RoleService
+from lapilli.store import schema
+from lapilli.store.session import DatabaseOptions, Store
+
+
+@dataclass(frozen=True)
+class AuthOptions:
+    """How callers are known."""
+
+    auth_strategy: str = option(
+        "http_basic", "How callers prove who they are.", choices=("http_basic", "none", "noauth")
+    )
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What every back end's section may hold; drivers and targets add their own."""
+
+    volume_driver: str = option("filepool", "Storage driver.")
+    target_helper: str = option("tgt", "Target that serves its volumes.")
+    backend_host: str | None = option(None, "Host part of this back end's name.")
+    backend_availability_zone: str | None = option(None, "Zone of this back end.")
+    reserved_percentage: int = option(
+        0, "Share of the capacity that is never placed.", minimum=0, maximum=100
+    )
+    max_over_subscription_ratio: str | None = option(None, "Thin provisioning ratio, a number or auto.")
+    extra_capabilities: str = option("{}", "JSON object merged into the statistics.")
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Where images are."""
+
+    image_source: str = option("directory", "Image source.", choices=("directory",))
+    image_directory: str | None = option(None, "Directory of the images; default: in the state directory.")
+
+
+def state_file(config: Config, name: str) -> str:
+    """Path of a file in the state directory."""
+    return os.path.join(config.state_dir, name)
+
+
+def host_of(config: Config) -> str:
+    """This host's name in service and pool names."""
+    return config.read(ServiceOptions).host or socket.gethostname()
+
+
+def start_logging(config: Config) -> None:
+    """Structured logs, as configured."""
+    options = config.read(ServiceOptions)
+    events.log_to(options.log_file, options.log_level)
+
+
+def database_url(config: Config) -> str:
+    """Where the database is: as configured, or SQLite in the state directory."""
+    url = config.read(DatabaseOptions, "database").connection
+    if url is not None:
+        return url
+    os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
+    return f"sqlite:///{state_file(config, 'lapilli.sqlite')}"
+
+
+def make_store(config: Config) -> Store:
+    """The database, of this code's version. Raises `ConfigError`."""
+    store = Store(database_url(config))
+    schema.prepare(store)
+    return store
+
+
+def make_images(config: Config) -> ImageSource:
+    """The image source."""
+    return make_directory_images(config)
+
+
+def make_directory_images(config: Config) -> DirectoryImages:
+    """The directory of images, which can also be added to from the command line."""
+    options = config.read(ImageOptions)
+    return DirectoryImages(options.image_directory or state_file(config, "images"))
+
+
+def make_core(config: Config) -> Core:
+    """The middle of the house. Raises `ConfigError`."""
+    placement.check_names(config.read(placement.SchedulerOptions))
+    store = make_store(config)
+    bus = LocalBus(os.path.join(config.state_dir, "run", "bus"))
+    convert = importlib.import_module("lapilli.adapters.images.convert")
+    core = Core(config, store, Journal(store, bus), make_images(config), cast(Converter, convert))
+    volume_types.ensure_default(core)
+    return core
+
+
+def make_authenticator(config: Config) -> Authenticator:
+    """Who tells who asks."""
+    if config.read(AuthOptions).auth_strategy in ("none", "noauth"):
+        return NoAuthenticator()
+    options = config.read(BasicOptions, "http_basic")
+    return BasicAuthenticator(options.user_file or state_file(config, "htpasswd"))
+
+
+def check_exposure(config: Config, address: str) -> None:
+    """Raises `ConfigError` for a service that would be open to everybody beyond this machine."""
+    if config.read(AuthOptions).auth_strategy not in ("none", "noauth"):
+        return
+    try:
+        loopback = ipaddress.ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        loopback = address == "localhost"
+    if not loopback:
+        raise ConfigError(
+            f"[DEFAULT] auth_strategy = none makes everybody an administrator: it is served on a loopback "
+            f"address only, not on {address}."
+        )
+
+
+def make_backends(config: Config) -> list[Backend]:
+    """Every enabled back end. Raises `ConfigError` for a name that is not known."""
+    service = config.read(ServiceOptions)
+    return [_make_backend(config, service, name) for name in service.enabled_backends]
+
+
+def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend:
+    options = config.read(BackendOptions, name, fallback="backend_defaults")
+    driver = cast(Driver, _adapter("drivers", config, name, options.volume_driver, "volume_driver"))
+    target = cast(Target, _adapter("targets", config, name, options.target_helper, "target_helper"))
+    protocol = {"tgt": "iSCSI", "local": "local"}.get(options.target_helper, options.target_helper)
+    extra: dict[str, Any] = {
+        "storage_protocol": protocol,
+        "reserved_percentage": options.reserved_percentage,
+    }
+    if options.max_over_subscription_ratio is not None:
+        extra["max_over_subscription_ratio"] = options.max_over_subscription_ratio
+    try:
+        extra |= json.loads(options.extra_capabilities)
+    except (ValueError, TypeError):
+        raise ConfigError(f"[{name}] extra_capabilities: a JSON object expected.") from None
+    return Backend(
+        name=name,
+        host=f"{options.backend_host or host_of(config)}@{name}",
+        availability_zone=options.backend_availability_zone or service.storage_availability_zone,
+        driver=driver,
+        target=target,
+        extra=extra,
+    )
+
+
+_KNOWN = {
+    "drivers": {"filepool": ("FilePool", "FilePoolOptions"), "sim": ("Sim", "SimOptions")},
+    "targets": {"tgt": ("Tgt", "TgtOptions"), "local": ("Local", "LocalOptions")},
+}
+
+
+def _adapter(kind: str, config: Config, section: str, name: str, option_name: str) -> object:
+    known = _KNOWN[kind]
+    if name not in known:
+        raise ConfigError(
+            f"[{section}] {option_name} = {name!r}: unknown; known are {', '.join(sorted(known))}."
+        )
+    module: ModuleType = importlib.import_module(f"lapilli.adapters.{kind}.{name}")
+    class_name, options_name = known[name]
+    options = config.read(getattr(module, options_name), section, fallback="backend_defaults")
+    made: object = getattr(module, class_name)(options, name=section, state_dir=config.state_dir)
+    return made
+
+
+def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:
+    """Services for the roles named: `scheduler`, `volume`."""
+    host = host_of(core.config)
+    made = []
+    if "scheduler" in roles:
+        made.append(RoleService(core, "scheduler", host))
+    if "volume" in roles:
+        made.append(RoleService(core, "volume", host, make_backends(core.config)))
+    return made
+
+
+def make_application(config: Config) -> Any:
+    """The WSGI application, with a core of its own."""
+    from lapilli.api.app import make_app  # noqa: PLC0415 - the roles do without the API
+
+    return make_app(make_core(config), make_authenticator(config))

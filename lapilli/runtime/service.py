@@ -1,0 +1,313 @@
+"""The loop of a role: heartbeat, pool statistics, claim, run, and the sweep of orphaned work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from lapilli.config import option
+from lapilli.domain.model import Export, Operation, Pool, Service, Volume
+from lapilli.flows.attachment_tasks import holders
+from lapilli.flows.core import Core
+from lapilli.flows.journal import HELD, LEASE, Backend, topic
+from lapilli.flows.volume_tasks import reference
+from lapilli.ports.driver import ImageCache
+from lapilli.ports.target import ExportSpec
+from lapilli.store import records, tables
+
+_log = logging.getLogger("lapilli.service")
+
+SWEEP = 1.0  # seconds: what a lost wake costs
+BINARIES = {"scheduler": "cinder-scheduler", "volume": "cinder-volume"}
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Threads of a role."""
+
+    volume_workers: int = option(12, "Operations that a volume service runs at once.", minimum=1)
+    scheduler_workers: int = option(2, "Operations that a scheduler runs at once.", minimum=1)
+
+
+class RoleService:
+    """One role of this process, with its back ends (none for the scheduler)."""
+
+    def __init__(self, core: Core, role: str, host: str, backends: Sequence[Backend] = ()) -> None:
+        self.core = core
+        self.role = role
+        self.host = host
+        self.backends: Mapping[str, Backend] = {backend.host: backend for backend in backends}
+        options = core.config.read(WorkerOptions)
+        self._size = options.volume_workers if role == "volume" else options.scheduler_workers
+        self._pool = ThreadPoolExecutor(self._size, thread_name_prefix=role)
+        self._running: set[Future[None]] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        topics = [topic(role, backend) for backend in self.backends] or [topic(role, None)]
+        self._wakes = core.journal.bus.subscribe(*topics, f"self:{role}:{id(self)}")
+        self._threads = [
+            threading.Thread(target=self._claim_loop, name=f"{role}-claims", daemon=True),
+            threading.Thread(target=self._keep_loop, name=f"{role}-keeper", daemon=True),
+        ]
+        self._suspects: set[tuple[str, str]] = set()
+
+    # --- start and stop ---
+
+    def start(self) -> None:
+        """Register, report, mend the exports, then begin to claim work."""
+        for backend in self.backends.values():
+            backend.driver.start()
+            backend.target.start()
+            self._restore_exports(backend)
+        self._beat()
+        for backend in self.backends.values():
+            self._report(backend)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, seconds: float) -> bool:
+        """Claim nothing more, wait for what runs; False when something still runs after `seconds`.
+
+        What runs then keeps its row; whoever starts next carries on with it.
+        """
+        self._stopping.set()
+        self._nudge()
+        deadline = time.monotonic() + seconds
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        finished = not self._running
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return finished
+
+    def _nudge(self) -> None:
+        self.core.journal.bus.wake(f"self:{self.role}:{id(self)}")
+
+    # --- claiming ---
+
+    def _claim_loop(self) -> None:
+        reaped = 0.0
+        while not self._stopping.is_set():
+            try:
+                if time.monotonic() - reaped >= SWEEP:
+                    reaped = time.monotonic()
+                    self.core.journal.reap()
+                more = self._claim()
+            except Exception:
+                _log.exception("claiming failed; trying again")
+                more = False
+                time.sleep(0.2)
+            if not more:
+                self._wakes.wait(SWEEP)
+
+    def _claim(self) -> bool:
+        """Claim and start what fits; whether there may be more at once."""
+        free = self._size - len(self._running)
+        if free <= 0:
+            return False
+        claimed = self.core.journal.claim(self.role, list(self.backends), free)
+        for row in claimed:
+            future = self._pool.submit(self._run, row)
+            with self._lock:
+                self._running.add(future)
+            future.add_done_callback(self._ended)
+        return bool(claimed) and len(claimed) < free
+
+    def _run(self, row: Operation) -> None:
+        self.core.journal.run(self.core, row, self.backends.get(row.host or ""))
+
+    def _ended(self, future: Future[None]) -> None:
+        with self._lock:
+            self._running.discard(future)
+        self._nudge()
+
+    # --- keeping: leases, heartbeat, statistics, exports ---
+
+    def _keep_loop(self) -> None:
+        options = self.core.service
+        renew = LEASE.total_seconds() / 3
+        chores: list[list[Any]] = [
+            [renew, self._renew, 0.0],
+            [float(options.report_interval), self._beat, time.monotonic()],
+            [float(options.backend_stats_polling_interval), self._report_all, time.monotonic()],
+            [renew, self._watch_exports, time.monotonic()],
+            [600.0, self._forget, time.monotonic()],
+        ]
+        while not self._stopping.wait(0.5):
+            for chore in chores:
+                period, work, last = chore
+                if time.monotonic() - last >= period:
+                    chore[2] = time.monotonic()
+                    self._try(work)
+
+    @staticmethod
+    def _try(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            _log.exception("%s failed; it is tried again", work.__name__)
+
+    def _renew(self) -> None:
+        if self._running:
+            self.core.journal.renew()
+
+    def _forget(self) -> None:
+        if self.role == "scheduler":
+            self.core.journal.forget(timedelta(seconds=self.core.options.operation_retention))
+            with self.core.store.write() as connection:
+                table = tables.messages
+                connection.execute(table.delete().where(table.c.expires_at < records.now()))
+
+    def _beat(self) -> None:
+        names = {name: each.availability_zone for name, each in self.backends.items()}
+        zone = self.core.service.storage_availability_zone
+        moment = records.now()
+        table = tables.services
+        with self.core.store.write() as connection:
+            for name in names or {self.host: zone}:
+                zone_of = names.get(name, zone)
+                changed = connection.execute(
+                    table.update()
+                    .where(table.c.host == name, table.c.binary == BINARIES[self.role])
+                    .values(heartbeat_at=moment, updated_at=moment, availability_zone=zone_of)
+                )
+                if changed.rowcount == 0:
+                    records.insert(
+                        connection,
+                        Service(
+                            id=records.new_id(),
+                            host=name,
+                            binary=BINARIES[self.role],
+                            availability_zone=zone_of,
+                            heartbeat_at=moment,
+                            created_at=moment,
+                            updated_at=moment,
+                        ),
+                    )
+
+    def _report_all(self) -> None:
+        for backend in self.backends.values():
+            self._report(backend)
+            self._evict_images(backend)
+
+    def _report(self, backend: Backend) -> None:
+        for stats in backend.driver.pools():
+            name = f"{backend.host}#{stats.pool}"
+            told = {
+                "total_capacity_gb": stats.total_gb,
+                "free_capacity_gb": stats.free_gb,
+                "thin_provisioning_support": stats.thin,
+                "thick_provisioning_support": not stats.thin,
+                "pool_name": stats.pool,
+                **stats.capabilities,
+                **backend.extra,
+                "timestamp": records.now().isoformat(),
+            }
+            with self.core.store.write() as connection:
+                present = records.find(connection, Pool, name)
+                if present is None:
+                    placed, count = _placed(connection, name)
+                    records.insert(
+                        connection,
+                        Pool(
+                            name=name,
+                            backend=backend.host,
+                            availability_zone=backend.availability_zone,
+                            capabilities={**told, "allocated_capacity_gb": placed},
+                            allocated_gb=placed,
+                            reported_allocated_gb=placed,
+                            volumes=count,
+                            reported_at=records.now(),
+                        ),
+                    )
+                else:
+                    records.update(
+                        connection,
+                        Pool,
+                        name,
+                        capabilities={**told, "allocated_capacity_gb": present.allocated_gb},
+                        reported_allocated_gb=present.allocated_gb,
+                        availability_zone=backend.availability_zone,
+                        reported_at=records.now(),
+                    )
+
+    def _evict_images(self, backend: Backend) -> None:
+        if isinstance(backend.driver, ImageCache):
+            known = {image.id for image in self.core.images.all()}
+            dropped = backend.driver.evict_cached(lambda key: key[:36] in known)
+            for key in dropped:
+                _log.info("dropped the cached copy of image %s, which is gone", key)
+
+    # --- exports ---
+
+    def _wanted(self, backend: Backend) -> dict[str, ExportSpec]:
+        with self.core.store.read() as connection:
+            rows = records.all_of(connection, Export, tables.exports.c.backend == backend.host)
+            wanted = {}
+            for row in rows:
+                volume = records.find(connection, Volume, row.volume_id)
+                if volume is None or volume.host is None or not holders(connection, row.volume_id):
+                    continue
+                address = backend.driver.address(reference(volume))
+                wanted[row.volume_id] = ExportSpec(row.volume_id, address, row.data, row.secret)
+        return wanted
+
+    def _restore_exports(self, backend: Backend) -> None:
+        for sentence in backend.target.restore(self._wanted(backend).values()):
+            _log.info("mended at the start: %s", sentence)
+
+    def _watch_exports(self) -> None:
+        """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants."""
+        suspects: set[tuple[str, str]] = set()
+        for backend in self.backends.values():
+            backend.target.start()
+            served = set(backend.target.exports())
+            wanted = self._wanted(backend)
+            for volume_id in wanted.keys() - served:
+                if not self._is_busy(volume_id):
+                    _log.info("serving volume %s again: the target had lost it", volume_id)
+                    backend.target.export(wanted[volume_id])
+            for volume_id in served - wanted.keys():
+                mark = (backend.host, volume_id)
+                if mark not in self._suspects:
+                    suspects.add(mark)
+                elif not self._is_busy(volume_id):
+                    _log.info("no longer serving volume %s: nobody holds it", volume_id)
+                    backend.target.unexport(volume_id, {})
+        self._suspects = suspects
+
+    def _is_busy(self, volume_id: str) -> bool:
+        operations = tables.operations.c
+        query = sa.select(operations.id).where(operations.lane == volume_id, operations.state.in_(HELD))
+        with self.core.store.read() as connection:
+            return connection.execute(query).first() is not None
+
+
+def _placed(connection: sa.Connection, pool: str) -> tuple[int, int]:
+    volumes = tables.volumes.c
+    query = sa.select(sa.func.coalesce(sa.func.sum(volumes.size), 0), sa.func.count()).where(
+        volumes.host == pool
+    )
+    size, count = connection.execute(query).one()
+    return int(size), int(count)
+
+
+def leave_nothing_running(services: Sequence[RoleService], seconds: float) -> None:
+    """Stop services within `seconds`; what still runs then is cut off, and carried on at the next start."""
+    deadline = time.monotonic() + seconds
+    done = [service.stop(max(0.1, deadline - time.monotonic())) for service in services]
+    if not all(done):
+        _log.warning("stopping with work under way; the next start carries on with it")
+    for backend in (each for service in services for each in service.backends.values()):
+        backend.target.stop()
+    if not all(done):
+        logging.shutdown()
+        os._exit(0)

@@ -1,0 +1,56 @@
+"""Is the database there, and of this version of the code?"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from lapilli.errors import ConfigError
+from lapilli.store import tables
+from lapilli.store.session import Store
+
+HEAD = "0001"  # the newest migration; a test keeps it so
+KNOWN = ("0001",)
+
+_version = sa.table("alembic_version", sa.column("version_num", sa.String))
+
+
+def version(store: Store) -> str | None:
+    """The database's migration, or None for an empty database."""
+    with store.read() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(sa.select(_version.c.version_num)).scalar()
+
+
+def prepare(store: Store) -> None:
+    """Make the tables of an empty database; check the version of another.
+
+    Raises `ConfigError`, with the command that mends it, for one that is older or newer than the code.
+    """
+    present = version(store)
+    if present is None:
+        _create(store)
+    else:
+        check(present)
+
+
+def check(present: str | None) -> None:
+    """Raises `ConfigError` unless the version is the code's."""
+    if present == HEAD:
+        return
+    if present is None:
+        raise ConfigError("The database is empty; run: lapilli db upgrade")
+    if present in KNOWN:
+        raise ConfigError(f"The database is at {present}, older than the code; run: lapilli db upgrade")
+    raise ConfigError(f"The database is at {present}, which this code does not know: upgrade Lapilli itself.")
+
+
+def _create(store: Store) -> None:
+    with store.write(durable=True) as connection:
+        if sa.inspect(connection).has_table("alembic_version"):
+            return
+        tables.METADATA.create_all(connection)
+        connection.execute(
+            sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        )
+        connection.execute(_version.insert(), {"version_num": HEAD})
