@@ -1,0 +1,33 @@
+"""Fixtures that start the real service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import Api, Service
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all tests that do not harm it."""
+    made = Service(tmp_path_factory.mktemp("service"))
+    made.start()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def api(service: Service) -> Api:
+    """A client with users and a project of its own."""
+    return Api(service)
+
+
+@pytest.fixture
+def own_service(tmp_path: Path) -> Iterator[Service]:
+    """A service for one test, not started yet."""
+    made = Service(tmp_path / "state")
+    yield made
+    made.end()
