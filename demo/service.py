@@ -16,6 +16,7 @@ from commands import environment, program, run
 from failure import DemoFailed
 
 CLOUD = "lapilli"
+ISCSI_PORT = 3260
 _START_LIMIT = 30.0
 _STOP_LIMIT = 10.0
 
@@ -25,6 +26,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _target_port(state: Path) -> tuple[str | Path, ...]:
+    """Nothing, or a configuration with another port where the standard one has an iSCSI target already."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", ISCSI_PORT)):
+            return ()
+    state.mkdir(parents=True, exist_ok=True)
+    file = state / "lapilli.conf"
+    file.write_text(f"[backend_defaults]\ntarget_port = {free_port()}\n")
+    return ("--config", file)
 
 
 def add_image(state: Path, file: Path, name: str) -> str:
@@ -57,7 +69,15 @@ class Service:
         address = f"127.0.0.1:{free_port()}"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [program("lapilli"), "serve", "--state-dir", state, "--listen", address],
+                [
+                    program("lapilli"),
+                    "serve",
+                    "--state-dir",
+                    state,
+                    "--listen",
+                    address,
+                    *_target_port(state),
+                ],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
