@@ -171,7 +171,8 @@ class DirectoryImages:
             return
         if image.protected:
             raise ProtectedImage(image_id)
-        for path in (self._json(image_id), self._content(image)):
+        incoming = os.path.join(self._path, "incoming", f"{image_id}.content")
+        for path in (self._json(image_id), self._content(image), incoming):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 

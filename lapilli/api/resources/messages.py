@@ -50,7 +50,12 @@ LIST = listing(
     "messages",
     resource="message",
     filters=(Filter("event_id", _by_event),),
-    aliases={"resource_uuid": "resource_id", "message_level": "level", "guaranteed_until": "expires_at"},
+    aliases={
+        "resource_uuid": "resource_id",
+        "message_level": "level",
+        "guaranteed_until": "expires_at",
+        "event_id": "action_id",  # for sorting: the part of it that tells most
+    },
     all_tenants="admin",
     since="3.5",
 )
