@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         each = actions.add_parser(name, help=text)
         each.set_defaults(run=run)
         _common(each)
+    doctor = command("doctor", _doctor, "Compare the database with quota, pools, back ends and targets.")
+    doctor.add_argument("--fix", action="store_true", help="mend what can be mended safely")
     _image_commands(commands)
     return parser
 
@@ -166,6 +168,28 @@ def _db_version(options: argparse.Namespace) -> None:
     from lapilli.store.session import Store  # noqa: PLC0415
 
     print(schema.version(Store(compose.database_url(_config(options)))) or "empty")
+
+
+# --- doctor ----------------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from lapilli.runtime.doctor import Doctor  # noqa: PLC0415 - what only this command needs
+
+    config = _config(options)
+    core = compose.make_core(config)
+    backends = compose.make_backends(config)
+    found = Doctor(core, backends).examine()
+    for difference in found:
+        mended = options.fix and difference.mend is not None
+        if mended and difference.mend is not None:
+            difference.mend()
+        print(difference.text + (" - mended" if mended else ""))
+    left = [each for each in found if not (options.fix and each.mend is not None)]
+    if not found:
+        print("Everything is as the database says.")
+    core.journal.bus.close()
+    return 1 if left else 0
 
 
 # --- images ----------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ A microversion is written "3.13" in declarations and is its minor number (13) in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from dataclasses import field as _dataclass_field
+from dataclasses import dataclass, field as _dataclass_field, replace
 from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The things the service keeps, as frozen records: one field per database column, no behaviour that needs I/O.
+"""The things the service keeps, as frozen records: a field per column, no behaviour that needs I/O.
 
 Sizes are GiB unless a name says bytes. Times are UTC, naive, with microseconds.
 """

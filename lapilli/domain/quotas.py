@@ -1,4 +1,4 @@
-"""What a change costs, and whether it fits: pure arithmetic over limits and usages (behaviour.md section 10)."""
+"""What a change costs, and whether it fits: arithmetic over limits and usages (behaviour.md section 10)."""
 
 from __future__ import annotations
 

@@ -34,74 +34,61 @@ class Transition:
         return {"done": self.done, "failed": self.failed, "refused": BACK}[outcome]
 
 
-def _row(
-    resource: str, action: str, sources: str, during: str | None, done: str, failed: str, event: str
-) -> Transition:
-    return Transition(resource, action, frozenset(sources.split()), during, done, failed, "resume", event)
+# `while` is "-" for a change that takes no time. After a crash every operation is resumed.
+_TEXT = """
+resource   | action                | from                                                           | while       | done           | failed          | event
+volume     | create                | (new)                                                          | creating    | available      | error           | volume.create
+volume     | download              | creating downloading                                           | downloading | available      | error           | volume.create
+volume     | delete                | available error error_extending error_managing error_restoring | deleting    | (gone)         | error_deleting  | volume.delete
+volume     | force_delete          | (any)                                                          | deleting    | (gone)         | error_deleting  | volume.delete
+volume     | extend                | available                                                      | extending   | (back)         | error_extending | volume.resize
+volume     | extend_attached       | in-use                                                         | extending   | (back)         | error_extending | volume.resize
+volume     | upload                | available                                                      | uploading   | (recomputed)   | (recomputed)    | volume.upload
+volume     | upload_attached       | available in-use                                               | uploading   | (recomputed)   | (recomputed)    | volume.upload
+volume     | reserve               | available                                                      | -           | attaching      | (back)          | volume.reserve
+volume     | reserve_shared        | available in-use                                               | -           | attaching      | (back)          | volume.reserve
+volume     | unreserve             | attaching                                                      | -           | (recomputed)   | (back)          | volume.unreserve
+volume     | attach                | attaching available in-use reserved                            | -           | in-use         | (back)          | volume.attach
+volume     | begin_detaching       | in-use                                                         | -           | detaching      | (back)          | volume.begin_detaching
+volume     | roll_detaching        | detaching                                                      | -           | in-use         | (back)          | volume.roll_detaching
+volume     | detach                | (any)                                                          | -           | (recomputed)   | (back)          | volume.detach
+volume     | hold                  | available downloading                                          | -           | reserved       | (back)          | volume.reserve
+volume     | hold_shared           | available downloading in-use reserved                          | -           | reserved       | (back)          | volume.reserve
+volume     | connect               | attaching available detaching in-use reserved                  | -           | attaching      | (back)          | volume.connect
+volume     | complete              | attaching in-use reserved                                      | -           | in-use         | (back)          | volume.attach
+snapshot   | create                | (new)                                                          | creating    | available      | error           | snapshot.create
+snapshot   | delete                | available error                                                | deleting    | (gone)         | error_deleting  | snapshot.delete
+snapshot   | delete_refused        | deleting                                                       | deleting    | (gone)         | available       | snapshot.delete
+snapshot   | force_delete          | (any)                                                          | deleting    | (gone)         | error_deleting  | snapshot.delete
+snapshot   | report_creating       | creating                                                       | -           | creating       | (back)          | snapshot.update
+snapshot   | report_available      | creating                                                       | -           | available      | (back)          | snapshot.update
+snapshot   | report_error          | creating                                                       | -           | error          | (back)          | snapshot.update
+snapshot   | report_deleting       | deleting                                                       | -           | deleting       | (back)          | snapshot.update
+snapshot   | report_error_deleting | deleting                                                       | -           | error_deleting | (back)          | snapshot.update
+attachment | reserve               | (new)                                                          | -           | reserved       | (back)          | attachment.reserve
+attachment | connect               | (any)                                                          | -           | attaching      | error_attaching | attachment.connect
+attachment | complete              | attached attaching reserved                                    | -           | attached       | (back)          | attachment.complete
+attachment | delete                | (any)                                                          | -           | (gone)         | (back)          | attachment.delete
+"""
 
 
-TABLE: tuple[Transition, ...] = (
-    #    resource      action            from                                        while          done         failed           event
-    _row("volume", "create", NEW, "creating", "available", "error", "volume.create"),
-    _row("volume", "download", "creating downloading", "downloading", "available", "error", "volume.create"),
-    _row(
-        "volume",
-        "delete",
-        "available error error_restoring error_extending error_managing",
-        "deleting",
-        GONE,
-        "error_deleting",
-        "volume.delete",
-    ),
-    _row("volume", "force_delete", ANY, "deleting", GONE, "error_deleting", "volume.delete"),
-    _row("volume", "extend", "available", "extending", BACK, "error_extending", "volume.resize"),
-    _row("volume", "extend_attached", "in-use", "extending", BACK, "error_extending", "volume.resize"),
-    _row("volume", "upload", "available", "uploading", RECOMPUTED, RECOMPUTED, "volume.upload"),
-    _row(
-        "volume", "upload_attached", "available in-use", "uploading", RECOMPUTED, RECOMPUTED, "volume.upload"
-    ),
-    _row("volume", "reserve", "available", None, "attaching", BACK, "volume.reserve"),
-    _row("volume", "reserve_shared", "available in-use", None, "attaching", BACK, "volume.reserve"),
-    _row("volume", "unreserve", "attaching", None, RECOMPUTED, BACK, "volume.unreserve"),
-    _row("volume", "attach", "available attaching in-use reserved", None, "in-use", BACK, "volume.attach"),
-    _row("volume", "begin_detaching", "in-use", None, "detaching", BACK, "volume.begin_detaching"),
-    _row("volume", "roll_detaching", "detaching", None, "in-use", BACK, "volume.roll_detaching"),
-    _row("volume", "detach", ANY, None, RECOMPUTED, BACK, "volume.detach"),
-    _row("volume", "hold", "available downloading", None, "reserved", BACK, "volume.reserve"),
-    _row(
-        "volume",
-        "hold_shared",
-        "available downloading in-use reserved",
-        None,
-        "reserved",
-        BACK,
-        "volume.reserve",
-    ),
-    _row(
-        "volume", "connect", "available reserved attaching detaching in-use", None, "attaching", BACK, "volume.connect"
-    ),
-    _row("volume", "complete", "attaching reserved in-use", None, "in-use", BACK, "volume.attach"),
-    _row("snapshot", "create", NEW, "creating", "available", "error", "snapshot.create"),
-    _row("snapshot", "delete", "available error", "deleting", GONE, "error_deleting", "snapshot.delete"),
-    _row("snapshot", "delete_refused", "deleting", "deleting", GONE, "available", "snapshot.delete"),
-    _row("snapshot", "force_delete", ANY, "deleting", GONE, "error_deleting", "snapshot.delete"),
-    _row("snapshot", "report_creating", "creating", None, "creating", BACK, "snapshot.update"),
-    _row("snapshot", "report_available", "creating", None, "available", BACK, "snapshot.update"),
-    _row("snapshot", "report_error", "creating", None, "error", BACK, "snapshot.update"),
-    _row("snapshot", "report_deleting", "deleting", None, "deleting", BACK, "snapshot.update"),
-    _row("snapshot", "report_error_deleting", "deleting", None, "error_deleting", BACK, "snapshot.update"),
-    _row("attachment", "reserve", NEW, None, "reserved", BACK, "attachment.reserve"),
-    _row("attachment", "connect", ANY, None, "attaching", "error_attaching", "attachment.connect"),
-    _row(
-        "attachment", "complete", "attaching reserved attached", None, "attached", BACK, "attachment.complete"
-    ),
-    _row("attachment", "delete", ANY, None, GONE, BACK, "attachment.delete"),
-)
+def _parse(text: str) -> tuple[Transition, ...]:
+    rows = []
+    for line in text.strip().splitlines()[1:]:
+        resource, action, sources, during, done, failed, event = (cell.strip() for cell in line.split("|"))
+        held = None if during == "-" else during
+        rows.append(
+            Transition(resource, action, frozenset(sources.split()), held, done, failed, "resume", event)
+        )
+    return tuple(rows)
+
+
+TABLE = _parse(_TEXT)
 
 _BY_ACTION = {(row.resource, row.action): row for row in TABLE}
 
-# Statuses the administrator's reset accepts (behaviour.md section 1); `deleting` passes the schema and is refused.
-VOLUME_RESET = (  # as words, to be read like the table
+# What the administrator's reset accepts; `deleting` passes the schema and is refused afterwards.
+VOLUME_RESET = (
     "creating available deleting error error_deleting error_managing managing attaching in-use detaching "
     "maintenance restoring-backup error_restoring reserved awaiting-transfer backing-up error_backing-up "
     "error_extending downloading uploading retyping extending"

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from lapilli.domain.quotas import Usage
 from lapilli.errors import InvalidInput
 from lapilli.flows.core import Core
-from lapilli.store import limits as rows
-from lapilli.store import quotas
+from lapilli.store import limits as rows, quotas
 
 
 def update(core: Core, project_id: str, changes: Mapping[str, int]) -> dict[str, int]:

@@ -9,8 +9,7 @@ import sqlalchemy as sa
 
 from lapilli import events
 from lapilli.context import Context
-from lapilli.domain import quotas as quota_rules
-from lapilli.domain import states
+from lapilli.domain import quotas as quota_rules, states
 from lapilli.domain.model import Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Busy, InvalidInput, InvalidState, NotFound

@@ -8,8 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lapilli.domain import placement
-from lapilli.domain import quotas as quota_rules
+from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError

@@ -15,8 +15,7 @@ from lapilli.context import Context
 from lapilli.domain.model import VolumeType
 from lapilli.errors import ConfigError, Conflict, InvalidInput, NotFound
 from lapilli.flows.core import Core
-from lapilli.store import limits, records
-from lapilli.store import volume_types as store
+from lapilli.store import limits, records, volume_types as store
 
 BUILT_IN = "__DEFAULT__"
 _YES = "<is> True"

@@ -158,20 +158,13 @@ class Tgt:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and child.poll() is None:
             # it answers before it listens, and goes on without a portal that it could not have
-            if self._wire.answers() and self._listens():
+            if self._wire.answers() and _listens(child.pid, self._options.target_port):
                 emit("target.daemon.started", target=self.name, portal=self.portal)
                 return
             time.sleep(0.02)
         child.kill()
         child.wait()
         raise StorageError(f"tgtd did not start to listen at {self.portal}: {_last_line(self._file('log'))}")
-
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError):
-            address = (self._options.target_ip_address, self._options.target_port)
-            socket.create_connection(address, timeout=1).close()
-            return True
-        return False
 
     def _managed_pid(self) -> int | None:
         with contextlib.suppress(OSError, ValueError), open(self._file("pid")) as file:
@@ -570,6 +563,25 @@ def _calls(counts: str) -> str:
             return "".join(line for line in file if line.startswith("sysc"))
     except OSError:
         return ""
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process listens on a TCP port (somebody else may have taken it)."""
+    sockets = set()
+    for file in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            sockets.add(os.readlink(f"/proc/{pid}/fd/{file}"))
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError), open(table) as lines:
+            for columns in (line.split() for line in lines):
+                # local address, state (0A: listening), inode
+                if (
+                    columns[1].endswith(f":{port:04X}")
+                    and columns[3] == "0A"
+                    and f"socket:[{columns[9]}]" in sockets
+                ):
+                    return True
+    return False
 
 
 def _is_tgtd(pid: int) -> bool:

@@ -14,8 +14,7 @@ from lapilli.api.resource import Call, Routes
 from lapilli.domain import placement
 from lapilli.domain.model import Pool, Service, VolumeType
 from lapilli.errors import InvalidInput, NotFound, NoValidBackend
-from lapilli.flows import services as flows
-from lapilli.flows import volume_types
+from lapilli.flows import services as flows, volume_types
 from lapilli.flows.volume_types import TypeOptions
 from lapilli.store import records
 

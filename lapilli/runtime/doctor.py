@@ -1,0 +1,190 @@
+"""Compares what the database says with quota, pools, back ends and targets, in plain words.
+
+Resources that an operation is working on are left out: their operation answers for them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import sqlalchemy as sa
+
+from lapilli.domain import quotas as rules, states
+from lapilli.domain.model import (
+    Attachment,
+    Connection,
+    Export,
+    Operation,
+    Pool,
+    Snapshot,
+    Volume,
+    VolumeType,
+)
+from lapilli.flows.core import Core
+from lapilli.flows.journal import UNFINISHED, Backend
+from lapilli.flows.volume_tasks import backend_host, reference
+from lapilli.ports.driver import SnapshotRef, VolumeRef
+from lapilli.ports.target import ExportSpec
+from lapilli.store import records, tables
+
+EMPTY = frozenset(("creating", "downloading", "error"))  # a volume in these may have nothing at its back end
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as the database says; `mend` puts it right, where that is safe."""
+
+    text: str
+    mend: Callable[[], object] | None = None
+
+
+class Doctor:
+    """Looks at everything once."""
+
+    def __init__(self, core: Core, backends: Sequence[Backend]) -> None:
+        self.core = core
+        self.backends = backends
+        with core.store.read() as connection:
+            self.volumes = {each.id: each for each in records.all_of(connection, Volume)}
+            self.snapshots = {each.id: each for each in records.all_of(connection, Snapshot)}
+            self.attachments = {each.id: each for each in records.all_of(connection, Attachment)}
+            self.exports = {each.volume_id: each for each in records.all_of(connection, Export)}
+            self.connections = records.all_of(connection, Connection)
+            self.pools = records.all_of(connection, Pool)
+            self.types = {each.id: each.name for each in records.all_of(connection, VolumeType)}
+            condition = tables.operations.c.state.in_(UNFINISHED)
+            self.operations = records.all_of(connection, Operation, condition)
+        self.busy = {each.lane for each in self.operations} | {each.resource_id for each in self.operations}
+
+    def examine(self) -> list[Difference]:
+        """Every difference."""
+        found = [*self._stuck(), *self._quotas(), *self._pools(), *self._connections()]
+        for backend in self.backends:
+            found += [*self._stored(backend), *self._served(backend)]
+        return found
+
+    def _stuck(self) -> Iterable[Difference]:
+        for kind, resources in (("volume", self.volumes), ("snapshot", self.snapshots)):
+            for each in resources.values():
+                if each.status in states.while_states(kind) and each.id not in self.busy:
+                    yield Difference(f"{kind} {each.id} is {each.status}, but no operation is working on it")
+
+    def _quotas(self) -> Iterable[Difference]:
+        wanted: dict[str, Counter[str]] = {}
+        for volume in self.volumes.values():
+            if volume.consumes_quota:
+                cost = rules.volume_deltas(volume.size, self.types[volume.volume_type_id])
+                wanted.setdefault(volume.project_id, Counter()).update(cost)
+        for snapshot in self.snapshots.values():
+            if snapshot.consumes_quota:
+                name = self.types[snapshot.volume_type_id]
+                cost = rules.snapshot_deltas(snapshot.size, name, self.core.quota)
+                wanted.setdefault(snapshot.project_id, Counter()).update(cost)
+        kept: dict[str, Counter[str]] = {}
+        for operation in self.operations:
+            if operation.kind == "volume.extend":
+                kept.setdefault(operation.args["project_id"], Counter()).update(operation.args["deltas"])
+        with self.core.store.read() as connection:
+            rows = connection.execute(sa.select(tables.quota_usages)).all()
+        held = {(row.project_id, row.resource): (row.in_use, row.reserved) for row in rows}
+        names = {(project, name) for found in (wanted, kept) for project in found for name in found[project]}
+        for project, name in sorted(held.keys() | names):
+            right = wanted.get(project, Counter())[name], kept.get(project, Counter())[name]
+            told = held.get((project, name), (0, 0))
+            if told != right:
+                yield Difference(
+                    f"quota {name} of project {project}: {told[0]} in use and {told[1]} reserved counted, "
+                    f"it is {right[0]} and {right[1]}",
+                    partial(self._set_usage, project, name, right),
+                )
+
+    def _set_usage(self, project: str, name: str, right: tuple[int, int]) -> None:
+        table = tables.quota_usages
+        values = {"in_use": right[0], "reserved": right[1]}
+        with self.core.store.write(durable=True) as connection:
+            where = (table.c.project_id == project, table.c.resource == name)
+            if connection.execute(table.update().where(*where).values(**values)).rowcount == 0:
+                connection.execute(table.insert(), {"project_id": project, "resource": name, **values})
+
+    def _pools(self) -> Iterable[Difference]:
+        for pool in self.pools:
+            here = [volume for volume in self.volumes.values() if volume.host == pool.name]
+            growing = sum(
+                operation.results.get("claimed", 0)
+                for operation in self.operations
+                if operation.resource_id in {volume.id for volume in here}
+            )
+            right = sum(volume.size for volume in here) + growing, len(here)
+            if (pool.allocated_gb, pool.volumes) != right:
+                yield Difference(
+                    f"pool {pool.name}: {pool.allocated_gb} GiB in {pool.volumes} volumes are counted, "
+                    f"but it is {right[0]} in {right[1]}",
+                    partial(self._set_pool, pool.name, right),
+                )
+
+    def _set_pool(self, name: str, right: tuple[int, int]) -> None:
+        with self.core.store.write(durable=True) as connection:
+            records.update(connection, Pool, name, allocated_gb=right[0], volumes=right[1])
+
+    def _connections(self) -> Iterable[Difference]:
+        for each in self.connections:
+            if each.volume_id in self.busy:
+                continue
+            if each.volume_id not in self.volumes:
+                yield Difference(
+                    f"a connection of volume {each.volume_id} is recorded, but the volume is gone"
+                )
+            elif not each.holder.startswith("connector:") and each.holder not in self.attachments:
+                yield Difference(f"a connection of attachment {each.holder} is recorded, but that is gone")
+
+    def _stored(self, backend: Backend) -> Iterable[Difference]:
+        here = {
+            volume.id: volume
+            for volume in self.volumes.values()
+            if volume.host and backend_host(volume.host) == backend.host
+        }
+        stored = set(backend.driver.volumes())
+        for identifier in here.keys() - stored - self.busy:
+            if here[identifier].status not in EMPTY:
+                yield Difference(f"volume {identifier} has nothing at back end {backend.host}")
+        for identifier in stored - here.keys() - self.busy:
+            yield Difference(
+                f"back end {backend.host} holds volume {identifier}, unknown to the database there",
+                partial(backend.driver.delete, VolumeRef(identifier, 0, "")),
+            )
+        snapshots = {each.id: each for each in self.snapshots.values() if each.volume_id in here}
+        frozen = set(backend.driver.snapshots())
+        for identifier in snapshots.keys() - frozen - self.busy:
+            if snapshots[identifier].status not in ("creating", "error"):
+                yield Difference(f"snapshot {identifier} has nothing at back end {backend.host}")
+        for identifier in frozen - snapshots.keys() - self.busy:
+            yield Difference(
+                f"back end {backend.host} holds snapshot {identifier}, unknown to the database there",
+                partial(backend.driver.delete_snapshot, SnapshotRef(identifier, "", 0, "")),
+            )
+
+    def _served(self, backend: Backend) -> Iterable[Difference]:
+        wanted = {each.volume_id: each for each in self.exports.values() if each.backend == backend.host}
+        served = set(backend.target.exports())
+        for identifier in served - wanted.keys() - self.busy:
+            yield Difference(
+                f"target {backend.target.name} serves volume {identifier}, which nobody is connected to",
+                partial(backend.target.unexport, identifier, {}),
+            )
+        if backend.target.name == "local":
+            return  # nothing is ever served: the export is only a record
+        for identifier in wanted.keys() - served - self.busy:
+            volume, export = self.volumes.get(identifier), wanted[identifier]
+            if volume is None:
+                yield Difference(f"an export of volume {identifier} is recorded, but the volume is gone")
+                continue
+            spec = ExportSpec(
+                identifier, backend.driver.address(reference(volume)), export.data, export.secret
+            )
+            yield Difference(
+                f"target {backend.target.name} does not serve volume {identifier}, which is connected",
+                partial(backend.target.export, spec),
+            )
