@@ -1,0 +1,86 @@
+# The front door: `make help` lists what can be done here.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BENCH_SIZE ?= full
+# more words for pytest, such as TESTS=tests/api or ARGS='-x -k extend'
+TESTS ?= tests
+ARGS ?=
+
+export PYTHONUNBUFFERED := 1
+bin := $(VENV)/bin
+ready := $(VENV)/.ready
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##### run it
+
+.PHONY: demo
+demo: venv ## Run the main job on real parts: image, volume, iSCSI, a guest booted from it (root, Debian)
+	@$(bin)/python demo/demo
+
+.PHONY: serve
+serve: venv ## Run the service on 127.0.0.1:8776 with the demo's image in it, until Ctrl-C
+	@$(bin)/python demo/serve
+
+##### test it
+
+.PHONY: test
+test: packages venv lint types pytest ## Run all checks and all tests
+
+.PHONY: pytest
+pytest: venv
+	$(bin)/python -m pytest $(TESTS) $(ARGS) -o faulthandler_timeout=300
+
+.PHONY: test-fast
+test-fast: venv lint types ## Run the checks, and the tests that start no real storage or guest
+	$(bin)/python -m pytest tests/architecture tests/unit $(ARGS)
+
+.PHONY: lint
+lint: venv ## Check style and formatting
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+.PHONY: types
+types: venv ## Check types, strictly
+	$(bin)/mypy
+
+.PHONY: bench
+bench: packages venv ## Measure it; BENCH_SIZE=tiny only shows that the measurements run
+	$(bin)/python bench/run.py --size $(BENCH_SIZE)
+
+##### look after it
+
+.PHONY: venv
+venv: $(ready) ## Make .venv with exactly what the lock file names (redone only when that changes)
+
+$(ready): requirements/test.txt pyproject.toml scripts/make-venv
+	@echo "Making $(VENV) ..."
+	@scripts/make-venv $(VENV) $(PYTHON) requirements/test.txt
+	@touch $@
+
+.PHONY: packages
+packages: ## Install the Debian packages that are missing, without starting any daemon (root)
+	@scripts/install-packages
+
+.PHONY: docs
+docs: venv ## Write the generated pages of docs/ anew
+	$(bin)/python scripts/generate_docs.py
+
+.PHONY: openapi
+openapi: venv ## Write the API's OpenAPI 3.1 document to build/openapi.json
+	$(bin)/python scripts/generate_docs.py --openapi build/openapi.json
+
+.PHONY: lock
+lock: ## Resolve the dependencies anew into requirements/*.txt
+	scripts/make-locks $(PYTHON)
+
+.PHONY: clean
+clean: ## Remove everything that can be made again (not ./var, where your volumes are)
+	rm -rf $(VENV) build demo/work bench/results *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
