@@ -137,9 +137,7 @@ class Tgt:
                 os.kill(pid, signal.SIGKILL)  # it serves nothing
             _reap(pid)
             time.sleep(0.02)
-        for path in (self._file("pid"), *self._wire.leftovers):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        self._tidy()
 
     def _spawn(self) -> None:
         """Start tgtd in a session of its own: guests' disks outlive this service."""
@@ -157,14 +155,21 @@ class Tgt:
             file.write(f"{child.pid}\n")
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and child.poll() is None:
-            # it answers before it listens, and goes on without a portal that it could not have
-            if self._wire.answers() and _listens(child.pid, self._options.target_port):
+            if _listens(child.pid, self._options.target_port):
                 emit("target.daemon.started", target=self.name, portal=self.portal)
                 return
+            if self._wire.answers():  # it listens by then, or never will: it goes on without a portal
+                deadline = min(deadline, time.monotonic() + 0.5)
             time.sleep(0.02)
         child.kill()
         child.wait()
+        self._tidy()
         raise StorageError(f"tgtd did not start to listen at {self.portal}: {_last_line(self._file('log'))}")
+
+    def _tidy(self) -> None:
+        for path in (self._file("pid"), *self._wire.leftovers):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _managed_pid(self) -> int | None:
         with contextlib.suppress(OSError, ValueError), open(self._file("pid")) as file:

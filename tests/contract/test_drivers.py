@@ -1,0 +1,329 @@
+"""What every storage back end must do, on each of ours."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lapilli.adapters.drivers.filepool import GIB, FilePool, FilePoolOptions
+from lapilli.adapters.drivers.sim import Sim, SimOptions
+from lapilli.errors import Busy, StorageError
+from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
+
+MIB = 1 << 20
+
+
+def quiet(_done: int, _total: int) -> None:
+    pass
+
+
+def volume(size: int = 1) -> VolumeRef:
+    return VolumeRef(str(uuid.uuid4()), size, "files")
+
+
+def snapshot_of(source: VolumeRef) -> SnapshotRef:
+    return SnapshotRef(str(uuid.uuid4()), source.id, source.size, source.pool)
+
+
+def write(driver: FilePool, ref: VolumeRef, text: bytes, at: int = 0) -> None:
+    with open(driver.address(ref).location, "rb+") as file:
+        file.seek(at)
+        file.write(text)
+
+
+def read(driver: FilePool, ref: VolumeRef, length: int, at: int = 0) -> bytes:
+    with open(driver.address(ref).location, "rb") as file:
+        file.seek(at)
+        return file.read(length)
+
+
+def size(driver: FilePool, ref: VolumeRef) -> int:
+    return os.path.getsize(driver.address(ref).location)
+
+
+@pytest.fixture(params=["plain", "xfs", "sim"])
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> FilePool:
+    if request.param == "sim":
+        made: FilePool = Sim(SimOptions(), name="files", state_dir=str(tmp_path))
+    else:
+        base = tmp_path if request.param == "plain" else request.getfixturevalue("xfs")
+        options = FilePoolOptions(filepool_path=str(base / str(uuid.uuid4())))
+        made = FilePool(options, name="files", state_dir=str(tmp_path))
+    made.start()
+    return made
+
+
+@pytest.fixture
+def reflinks(xfs: Path, tmp_path: Path) -> FilePool:
+    options = FilePoolOptions(filepool_path=str(xfs / str(uuid.uuid4())))
+    made = FilePool(options, name="files", state_dir=str(tmp_path))
+    made.start()
+    return made
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> FilePool:
+    made = FilePool(FilePoolOptions(), name="files", state_dir=str(tmp_path))
+    made.start()
+    if made.reflink:
+        pytest.skip("the temporary directory's file system has reflinks")
+    return made
+
+
+def test_a_new_volume_is_empty_and_of_its_size(driver: FilePool) -> None:
+    made = volume(2)
+    driver.create(made)
+    assert size(driver, made) == 2 * GIB
+    assert read(driver, made, 4096, at=GIB) == bytes(4096)
+    assert os.stat(driver.address(made).location).st_blocks * 512 < MIB
+    assert driver.volumes() == [made.id]
+
+
+def test_every_call_may_run_twice(driver: FilePool) -> None:
+    one, taken = volume(), snapshot_of(volume())
+    taken = SnapshotRef(taken.id, one.id, 1, "files")
+    copy, clone = volume(2), volume(1)
+    for _ in range(2):
+        driver.start()
+        driver.create(one)
+        driver.extend(one, 2)
+        driver.create_snapshot(taken, in_use=False, progress=quiet)
+        driver.create_from_snapshot(copy, taken, quiet)
+        driver.clone(VolumeRef(clone.id, 2, "files"), one, quiet)
+    assert set(driver.volumes()) == {one.id, copy.id, clone.id}
+    assert driver.snapshots() == [taken.id]
+    for _ in range(2):
+        driver.delete_snapshot(taken)
+        for each in (one, copy, clone):
+            driver.delete(each)
+    assert driver.volumes() == driver.snapshots() == []
+
+
+def test_a_second_create_keeps_what_was_written(driver: FilePool) -> None:
+    made = volume()
+    driver.create(made)
+    write(driver, made, b"kept")
+    driver.create(made)
+    assert read(driver, made, 4) == b"kept"
+
+
+def test_a_snapshot_does_not_see_later_writes(driver: FilePool) -> None:
+    made = volume()
+    driver.create(made)
+    write(driver, made, b"before", at=100 * MIB)
+    taken = snapshot_of(made)
+    driver.create_snapshot(taken, in_use=False, progress=quiet)
+    write(driver, made, b"after!", at=100 * MIB)
+    copy = volume(3)
+    driver.create_from_snapshot(copy, taken, quiet)
+    assert read(driver, copy, 6, at=100 * MIB) == b"before"
+    assert size(driver, copy) == 3 * GIB
+    write(driver, copy, b"mine", at=100 * MIB)
+    again = volume(1)
+    driver.create_from_snapshot(again, taken, quiet)
+    assert read(driver, again, 6, at=100 * MIB) == b"before"
+
+
+def test_a_clone_is_independent_sparse_and_reports_progress(driver: FilePool) -> None:
+    source, clone = volume(), volume()
+    driver.create(source)
+    for at in (0, 500 * MIB, GIB - 5):
+        write(driver, source, b"text " * (1 if at else 2000), at=at)
+    told: list[tuple[int, int]] = []
+    driver.clone(clone, source, lambda done, total: told.append((done, total)))
+    for at in (0, 500 * MIB, GIB - 5):
+        assert read(driver, clone, 5, at=at) == b"text "
+    assert os.stat(driver.address(clone).location).st_blocks * 512 < MIB
+    assert told[-1] == (GIB, GIB)
+    write(driver, clone, b"other")
+    assert read(driver, source, 5) == b"text "
+
+
+def test_a_volume_grows_and_never_shrinks(driver: FilePool) -> None:
+    made = volume(2)
+    driver.create(made)
+    write(driver, made, b"kept")
+    driver.extend(made, 3)
+    driver.extend(made, 1)
+    assert size(driver, made) == 3 * GIB
+    assert read(driver, made, 4) == b"kept"
+
+
+def test_what_is_missing_is_said_in_plain_words(driver: FilePool) -> None:
+    with pytest.raises(StorageError, match=r"The volume .* is missing from the pool"):
+        driver.clone(volume(), volume(), quiet)
+    with pytest.raises(StorageError, match=r"The snapshot .* is missing from the pool"):
+        driver.create_from_snapshot(volume(), snapshot_of(volume()), quiet)
+    with pytest.raises(StorageError, match="is missing"):
+        driver.extend(volume(), 2)
+    assert driver.volumes() == []
+
+
+def test_a_smaller_volume_is_refused(driver: FilePool) -> None:
+    source, clone = volume(2), volume(1)
+    driver.create(source)
+    with pytest.raises(StorageError, match="larger than 1 GiB"):
+        driver.clone(clone, source, quiet)
+    assert driver.volumes() == [source.id]
+
+
+def test_statistics(driver: FilePool) -> None:
+    (pool,) = driver.pools()
+    assert pool.pool == "files"
+    assert pool.capabilities["volume_backend_name"] == "files"
+    assert 0 < pool.free_gb <= pool.total_gb
+    assert pool.thin
+
+
+def test_statistics_count_what_is_allocated(copies: FilePool) -> None:
+    made = volume()
+    copies.create(made)
+    write(copies, made, b"x" * 30 * MIB)
+    os.sync()
+    (pool,) = copies.pools()
+    assert pool.capabilities["allocated_blocks_gb"] == pytest.approx(0.03, abs=0.01)
+    assert pool.capabilities["clone"] == "copy"
+
+
+def test_a_copy_pool_refuses_to_snapshot_a_volume_in_use(copies: FilePool) -> None:
+    made = volume()
+    copies.create(made)
+    with pytest.raises(StorageError, match="in use") as refusal:
+        copies.create_snapshot(snapshot_of(made), in_use=True, progress=quiet)
+    assert not refusal.value.retry
+    assert copies.snapshots() == []
+
+
+def test_a_reflink_pool_snapshots_a_volume_in_use_at_once(reflinks: FilePool) -> None:
+    made = volume()
+    reflinks.create(made)
+    write(reflinks, made, os.urandom(64 * MIB))
+    (before,) = reflinks.pools()
+    started = time.monotonic()
+    reflinks.create_snapshot(snapshot_of(made), in_use=True, progress=quiet)
+    assert time.monotonic() - started < 2
+    (after,) = reflinks.pools()
+    assert before.free_gb - after.free_gb < 0.03  # the blocks are shared
+    assert after.capabilities["clone"] == "reflink"
+
+
+def test_a_full_pool_is_said_in_plain_words_and_leaves_nothing(small: Path) -> None:
+    full = FilePool(FilePoolOptions(filepool_path=str(small)), name="files", state_dir="/nowhere")
+    full.start()
+    source, other = volume(), volume()
+    full.create(source)
+    write(full, source, b"x" * 5 * MIB)
+    for call in (
+        lambda: full.clone(other, source, quiet),
+        lambda: full.create_snapshot(snapshot_of(source), in_use=False, progress=quiet),
+    ):
+        with pytest.raises(StorageError, match="the pool has no space left"):
+            call()
+    assert os.listdir(small / "volumes") == [f"volume-{source.id}.raw"]
+    assert os.listdir(small / "snapshots") == []
+
+
+def test_the_image_cache_of_a_reflink_pool(reflinks: FilePool) -> None:
+    assert isinstance(reflinks, ImageCache)
+    key, made = "image/../1:abc", volume(3)
+    assert not reflinks.clone_cached(made, key)
+    reflinks.create(made)
+    write(reflinks, made, b"image" * 1000)
+    reflinks.keep_cached(made, key)
+    smaller = volume(1)
+    assert reflinks.clone_cached(smaller, key)
+    assert read(reflinks, smaller, 5) == b"image"
+    assert size(reflinks, smaller) == GIB
+    reflinks.keep_cached(smaller, "other")
+    assert reflinks.evict_cached(lambda each: each == "other") == [key]
+    assert not reflinks.clone_cached(volume(), key)
+    assert reflinks.clone_cached(volume(), "other")
+
+
+def test_a_cached_image_replaces_a_conversion_that_was_cut_off(reflinks: FilePool) -> None:
+    whole, half = volume(), volume()
+    reflinks.create(whole)
+    write(reflinks, whole, b"whole")
+    reflinks.keep_cached(whole, "key")
+    reflinks.create(half)
+    write(reflinks, half, b"ha")
+    assert reflinks.clone_cached(half, "key")
+    assert read(reflinks, half, 5) == b"whole"
+
+
+def test_a_copy_pool_caches_nothing(copies: FilePool) -> None:
+    made = volume()
+    copies.create(made)
+    copies.keep_cached(made, "key")
+    assert not copies.clone_cached(volume(), "key")
+
+
+def test_a_copy_killed_in_the_middle_leaves_no_volume_and_is_made_anew(
+    copies: FilePool, tmp_path: Path
+) -> None:
+    source, clone = volume(), volume()
+    copies.create(source)
+    write(copies, source, b"text" * MIB * 8)
+    killed = subprocess.run([sys.executable, "-c", _KILLED_COPY, str(tmp_path), source.id, clone.id])
+    assert killed.returncode == -9
+    assert copies.volumes() == [source.id]
+    copies.clone(clone, source, quiet)
+    assert read(copies, clone, 4, at=20 * MIB) == b"text"
+    subprocess.run([sys.executable, "-c", _KILLED_COPY, str(tmp_path), source.id, "third"])
+    copies.start()
+    left = set(os.listdir(os.path.dirname(copies.address(source).location)))
+    assert left == {f"volume-{source.id}.raw", f"volume-{clone.id}.raw"}
+
+
+_KILLED_COPY = """
+import os, sys
+from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
+from lapilli.ports.driver import VolumeRef
+pool = FilePool(FilePoolOptions(), name="files", state_dir=sys.argv[1])
+source, clone = (VolumeRef(each, 1, "files") for each in sys.argv[2:])
+pool.clone(clone, source, lambda done, total: done > 8 << 20 and os.kill(os.getpid(), 9))
+"""
+
+
+def test_a_file_that_is_being_written_is_left_to_its_writer(copies: FilePool) -> None:
+    made = volume()
+    part = copies.address(made).location + ".part"
+    with open(part, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        copies.start()
+        assert os.path.exists(part)
+        with pytest.raises(Busy, match="still being written"):
+            copies.create(made)
+        with pytest.raises(Busy):
+            copies.delete(made)
+    copies.delete(made)
+    assert not os.path.exists(part)
+
+
+def test_faults_of_the_simulator(tmp_path: Path) -> None:
+    sim = Sim(SimOptions(sim_capacity_gb=100), name="s", state_dir=str(tmp_path))
+    sim.start()
+    faults: list[dict[str, Any]] = [
+        {"call": "create", "error": "disk on fire", "times": 1},
+        {"call": "delete", "error": "lost the answer", "times": 1, "when": "after"},
+    ]
+    (tmp_path / "sim-s/faults.json").write_text(json.dumps(faults))
+    made = volume(40)
+    with pytest.raises(StorageError, match="disk on fire"):
+        sim.create(made)
+    sim.create(made)
+    (pool,) = sim.pools()
+    assert (pool.total_gb, pool.free_gb) == (100, 60)
+    with pytest.raises(StorageError, match="lost the answer"):
+        sim.delete(made)
+    assert sim.volumes() == []
+    sim.delete(made)
