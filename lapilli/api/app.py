@@ -255,8 +255,9 @@ class Edge:
     def _refuse_verb(self, template: str, method: str) -> None:
         """A verb that the usual resource would have, but not this one, gets an answer in the API's format."""
         member = template.endswith("/{}")
-        nested_twice = template.count("/") % 2 == 0  # /v3/volumes: a collection; /v3/volumes/detail: none
-        if method not in (_MEMBER_VERBS if member else _COLLECTION_VERBS) or not (member or nested_twice):
+        # /v3/volumes and /v3/volumes/{}/metadata are collections; /v3/volumes/detail is not
+        collection = template.count("/") % 2 == 0 and not template.endswith("/action")
+        if method not in (_MEMBER_VERBS if member else _COLLECTION_VERBS) or not (member or collection):
             return
         actions = f"{template}/action" if member else f"{template}/{{}}/action"
         if method != "GET" and actions in self.tree.templates:
