@@ -93,7 +93,7 @@ def left_running() -> dict[int, str]:
     return found
 
 
-def end_all(patience: float = 5) -> dict[int, str]:
+def end_all(patience: float = 2) -> dict[int, str]:
     """End whatever is left, gently and then not; what was found."""
     found = left_running()
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -130,9 +130,11 @@ class Service:
 
 
 def stored_data(state: Path) -> list[Path]:
-    """Files of volumes and snapshots below the state directory."""
-    kinds = ("volume-", "snapshot-")
-    return [path for path in sorted(state.rglob("*")) if path.is_file() and path.name.startswith(kinds)]
+    """Every file in the service's pool."""
+    pool = state / "pool"
+    if not pool.is_dir():
+        raise DemoFailed(f"the service has no pool at {pool}")
+    return [path for path in sorted(pool.rglob("*")) if path.is_file()]
 
 
 def replace_with_serve(state: Path, address: str) -> None:
