@@ -51,7 +51,8 @@ def a_volume(api: Any, *, as_: str = "member", **body: Any) -> Any:
         api.wait(path, "volume", "available")
         yield good(api.get(path, as_="admin", version=LATEST))["volume"]
     finally:
-        api.post(f"{path}/action", {"os-reset_status": {"status": "available"}}, as_="admin")
+        rest = {"status": "available", "attach_status": "detached"}
+        api.post(f"{path}/action", {"os-reset_status": rest}, as_="admin")
         api.delete(f"{path}?cascade=True", as_="admin")
         wait_gone(api, path)
 
@@ -92,13 +93,6 @@ def a_type(api: Any, *, public: bool = True, specs: dict[str, str] | None = None
         yield made
     finally:
         api.delete(f"/v3/types/{made['id']}", as_="admin")
-
-
-def project_of(api: Any, as_: str) -> str:
-    """The project of one of the fixture's users (who can create volumes)."""
-    with a_volume(api, as_=as_) as volume:
-        project: str = volume["os-vol-tenant-attr:tenant_id"]
-        return project
 
 
 def ids(answer: Any, key: str) -> list[str]:

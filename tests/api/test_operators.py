@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.api.steps import LATEST, a_type, a_volume, good, refused
+from tests.service import Api
 
 SERVICES = "/v3/os-services"
 POOLS = "/v3/scheduler-stats/get_pools"
@@ -86,18 +89,23 @@ def test_disable_and_enable_are_kept(api, backend):
     assert (shown["status"], shown["disabled_reason"]) == ("enabled", None)
 
 
-def test_a_disabled_service_gets_no_volumes(api, backend):
-    zone = the_volume_service(api)["zone"]
-    good(change(api, "disable", {"host": backend, "binary": "cinder-volume"}))
-    if any(each["status"] == "enabled" for each in services(api, query="?binary=cinder-volume")):
-        pytest.skip("another volume service is there")
-    assert good(api.get(POOLS, as_="admin"))["pools"] == []
+def test_a_disabled_service_gets_no_volumes(own_service):
+    own_service.config = {"DEFAULT": {"scheduler_driver_init_wait_time": 1}}
+    own_service.start()
+    api = Api(own_service)
+    with a_volume(api):
+        time.sleep(1)  # the time in which a scheduler waits for back ends
+    shown = the_volume_service(api)
+    good(change(api, "disable", {"host": shown["host"], "binary": "cinder-volume"}))
+    assert pools(api) == []
     zones = good(api.get("/v3/os-availability-zone"))["availabilityZoneInfo"]
-    assert {"zoneName": zone, "zoneState": {"available": False}} in zones
+    assert zones == [{"zoneName": shown["zone"], "zoneState": {"available": False}}]
     volume = good(api.post("/v3/volumes", {"volume": {"size": 1}}), 202)["volume"]
     api.wait(f"/v3/volumes/{volume['id']}", "volume", "error")
-    assert api.delete(f"/v3/volumes/{volume['id']}").status_code == 202
-    good(change(api, "enable", {"host": backend, "binary": "cinder-volume"}))
+    own_service.stop()
+    own_service.start()
+    assert the_volume_service(api)["status"] == "disabled"
+    good(change(api, "enable", {"host": shown["host"], "binary": "cinder-volume"}))
     with a_volume(api):
         pass
 

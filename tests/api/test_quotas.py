@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.api.steps import a_snapshot, a_type, a_volume, good, project_of, refused
+from tests.api.steps import a_snapshot, a_type, a_volume, good, refused
 
 FIXED = {
     "volumes",
@@ -21,7 +21,7 @@ CLASSES = "/v3/os-quota-class-sets"
 @pytest.fixture
 def project(api):
     """The member's project, with the default limits again afterwards."""
-    found = project_of(api, "member")
+    found = api.project_id
     yield found
     api.delete(f"/v3/os-quota-sets/{found}", as_="admin")
 
@@ -221,7 +221,7 @@ def test_limits_and_what_is_used(api, quotas):
 
 
 def test_limits_of_another_project_begin_with_3_39(api):
-    other = project_of(api, "other")
+    other = api.other_project_id
     try:
         good(api.put(f"/v3/os-quota-sets/{other}", {"quota_set": {"volumes": 44}}, as_="admin"))
 

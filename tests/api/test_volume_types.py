@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.api.steps import LATEST, a_type, a_volume, fresh, good, ids, project_of, refused
+from tests.api.steps import LATEST, a_type, a_volume, fresh, good, ids, refused
+from tests.service import Api
 
 TYPES = "/v3/types"
 NOBODY = "00000000-0000-0000-0000-000000000000"
@@ -228,7 +229,7 @@ def test_filter_by_extra_specs_begins_for_users_with_3_52(api):
 
 
 def test_private_types_are_hidden_until_granted(api):
-    project = project_of(api, "other")
+    project = api.other_project_id
     with a_type(api, public=False) as kind:
         path = f"{TYPES}/{kind['id']}"
         for who in ("member", "other"):
@@ -364,7 +365,7 @@ def test_types_in_use_keep_their_extra_specs(api):
 
 
 def test_rename_takes_the_quota_along(api):
-    project = project_of(api, "member")
+    project = api.project_id
     quotas = f"/v3/os-quota-sets/{project}"
     with a_type(api) as kind:
         old, new = kind["name"], fresh("renamed")
@@ -379,3 +380,25 @@ def test_rename_takes_the_quota_along(api):
             assert told[f"volumes_{new}"] == {"limit": 7, "in_use": 0, "reserved": 0}
         finally:
             api.delete(quotas, as_="admin")
+
+
+# --- another default -------------------------------------------------------------------------------------
+
+
+def test_a_configured_default(own_service):
+    own_service.config = {"DEFAULT": {"default_volume_type": "gold"}}
+    own_service.start()
+    api = Api(own_service)
+    for missing in (api.get(f"{TYPES}/default"), api.post("/v3/volumes", {"volume": {"size": 1}})):
+        assert missing.status_code == 500
+        assert list(missing.json()) == ["computeFault"]
+    assert good(api.get("/v3/volumes"))["volumes"] == []
+    gold = good(create(api, name="gold"))["volume_type"]
+    path = f"{TYPES}/{gold['id']}"
+    assert good(api.get(f"{TYPES}/default"))["volume_type"]["id"] == gold["id"]
+    with a_volume(api) as volume:
+        assert volume["volume_type"] == "gold"
+    assert "default" in refused(api.delete(path, as_="admin"), 400)
+    built_in = next(each for each in good(api.get(TYPES))["volume_types"] if each["id"] != gold["id"])
+    assert built_in["name"] == "__DEFAULT__"
+    refused(api.delete(f"{TYPES}/{built_in['id']}", as_="admin"), 400)
