@@ -1,0 +1,332 @@
+"""Measures the real service, as an operator starts it, and writes a table and a JSON file.
+
+    python bench/run.py [--size full|small|tiny] [--only NAME ...] [--output FILE] [--pool DIR]
+
+Starts `lapilli serve` with a fresh state directory, http_basic, SQLite, the user-space iSCSI target, and a
+file pool on XFS (a loop device of the bench's own where it may mount one). Another process makes the load.
+Nothing is left behind, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fill
+import load
+import machine
+from service import Service, xfs_pool
+
+HERE = Path(__file__).parent
+CLIENTS = 8
+PAGE = 1000
+DEEP = 50  # pages before the deep one
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    seconds: float  # of each load at concurrency 8
+    loop: float  # seconds of each bare SQLite loop
+    singles: int  # volumes made one at a time, and attachments
+    together: int  # volumes made at concurrency 8
+    volumes: int  # rows that are listed from
+    pages: int  # list requests
+
+
+SIZES = {
+    "full": Size(10.0, 3.0, 200, 400, 100_000, 60),
+    "small": Size(3.0, 1.0, 50, 100, 100_000, 20),
+    "tiny": Size(0.5, 0.3, 5, 16, 2_000, 3),
+}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a figure should be: at least, or below, `limit`."""
+
+    sign: str
+    limit: float
+
+    def met(self, value: float) -> bool:
+        """Whether the figure reaches it."""
+        return value >= self.limit if self.sign == ">=" else value < self.limit
+
+
+@dataclass
+class Figure:
+    """One line of the report; `value` is what is held against the aim."""
+
+    name: str
+    value: float
+    unit: str
+    aim: Aim | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def spread(times: Sequence[float]) -> dict[str, Any]:
+    """Count, percentiles (nearest rank) and the longest, of milliseconds."""
+    ordered = sorted(times)
+    ranks = {f"p{p}": ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)] for p in (50, 95, 99)}
+    told = {**ranks, "max": ordered[-1]}
+    return {"count": len(ordered), **{name: round(value, 2) for name, value in told.items()}}
+
+
+class Bench:
+    """One service, and the measurements in the order in which they do not disturb each other."""
+
+    def __init__(self, service: Service, size: Size, work: Path) -> None:
+        self.service = service
+        self.size = size
+        self.work = work
+        self.figures: list[Figure] = []
+
+    def add(self, name: str, value: float, unit: str, aim: Aim | None = None, **more: Any) -> None:
+        """Keep a figure, and show it at once."""
+        figure = Figure(name, round(value, 3 if value < 10 else 1), unit, aim, more)
+        self.figures.append(figure)
+        print(line_of(figure), flush=True)
+
+    def start(self) -> None:
+        """Seconds from the start of the process to the first answer, with and without a state directory."""
+        first = self.service.start()
+        self.add("start, first (makes the state directory)", first, "s", Aim("<", 1.5))
+        self.service.stop()
+        again = []
+        for _ in range(3):
+            again.append(self.service.start())
+            self.service.stop()
+        self.add(
+            "start, again", statistics.median(again), "s", Aim("<", 1.5), runs=[round(s, 3) for s in again]
+        )
+        self.service.start()
+
+    def memory(self) -> None:
+        """Memory at rest, once a volume has gone through its life."""
+        [volume] = self._volumes(1)
+        self.service.job("attach", volumes=[volume])
+        time.sleep(3)
+        self._memory("memory at rest (PSS)", Aim("<", 180))
+
+    def _memory(self, name: str, aim: Aim | None) -> None:
+        sizes = self.service.memory()
+        self.add(name, sum(sizes.values()), "MiB", aim, processes=sizes)
+
+    def available(self) -> None:
+        """Time from the create request to the answer that says available."""
+        alone = self.service.job("available_alone", count=self.size.singles)
+        told = spread(alone["times"])
+        self.add("create to available, one at a time, p50", told["p50"], "ms", Aim("<", 40), **told)
+        together = self.service.job(
+            "available_together",
+            count=self.size.together,
+            connections=CLIENTS,
+            database=str(self.service.database),
+        )
+        told = spread(together["times"])
+        self.add(f"create to available, {CLIENTS} at a time, p50", told["p50"], "ms", None, **told)
+
+    def create(self) -> None:
+        """Accepted creates a second, beside what the disk gives a bare loop of synced commits."""
+        loops = [machine.synced_commits(self.service.state_dir, self.size.loop)]
+        found = self.service.job(
+            "repeat",
+            method="POST",
+            path="/v3/volumes",
+            document={"volume": {"size": 1}},
+            status=202,
+            connections=CLIENTS,
+            seconds=self.size.seconds,
+        )
+        waited = self._drain()
+        loops.append(machine.synced_commits(self.service.state_dir, self.size.loop))
+        rate, bare = found["count"] / found["seconds"], statistics.mean(loops)
+        told = spread(found["times"])
+        self.add(f"accepted creates/s, {CLIENTS} clients", rate, "/s", Aim(">=", 200), **told)
+        self.add(
+            "synced commits/s of a bare SQLite loop", bare, "/s", runs=[round(each, 1) for each in loops]
+        )
+        self.add("accepted creates per synced commit of the loop", rate / bare, "", Aim(">=", 0.4))
+        done = found["count"] / (found["seconds"] + waited)
+        self.add("volumes made available/s, same load", done, "/s", None, backlog_seconds=round(waited, 2))
+
+    def _drain(self) -> float:
+        """Wait until no volume is being created; seconds."""
+        started = time.perf_counter()
+        while self.service.ask("GET", "/v3/volumes?status=creating&limit=1")["volumes"]:
+            if time.perf_counter() - started > 300:
+                raise load.Failure("volumes are still being created after 300 s")
+            time.sleep(0.05)
+        if self.service.ask("GET", "/v3/volumes?status=error&limit=1")["volumes"]:
+            raise load.Failure("volumes have failed")
+        return time.perf_counter() - started
+
+    def show(self) -> None:
+        """Shows of one volume a second."""
+        [volume] = self._volumes(1)
+        found = self.service.job(
+            "repeat",
+            method="GET",
+            path=f"/v3/volumes/{volume}",
+            status=200,
+            connections=CLIENTS,
+            seconds=self.size.seconds,
+        )
+        rate = found["count"] / found["seconds"]
+        self.add(f"show/s, {CLIENTS} clients", rate, "/s", Aim(">=", 1500), **spread(found["times"]))
+
+    def attach(self) -> None:
+        """Attach with a connector (a real iSCSI export with CHAP), then delete the attachment."""
+        found = self.service.job("attach", volumes=self._volumes(self.size.singles))
+        told = spread(found["attach"])
+        self.add("attach with connector, p50", told["p50"], "ms", Aim("<", 30), **told)
+        told = spread(found["delete"])
+        self.add("detach (delete the attachment), p50", told["p50"], "ms", None, **told)
+
+    def list(self) -> None:
+        """Pages of 1,000 detailed volumes out of many, in several projects."""
+        self.service.stop()
+        projects = fill.fill(self.service, self.size.volumes)
+        self.service.start()
+        items = min(PAGE, self.size.volumes // 4)
+        deep = min(DEEP, self.size.volumes // items - 2)
+        everything = f"/v3/volumes/detail?all_tenants=1&limit={items}"
+        marker = fill.marker(self.service, items * deep)
+        paths = {
+            "first page of all projects": everything,
+            f"page {deep + 1} of all projects": f"{everything}&marker={marker}",
+            f"first page of one project of {projects}": f"/v3/volumes/detail?limit={items}",
+        }
+        for what, path in paths.items():
+            found = self.service.job("pages", path=path, items=items, count=self.size.pages)
+            told = spread(found["times"])
+            name = f"list {items:,} of {self.size.volumes:,} detailed, p95: {what}"
+            self.add(name, told["p95"], "ms", Aim("<", 60), **told, bytes=found["bytes"])
+        time.sleep(3)
+        self._memory("memory after the lists (PSS)", None)
+
+    def _volumes(self, count: int) -> list[str]:
+        """Ids of some available volumes; makes what is missing."""
+        path = f"/v3/volumes?status=available&limit={count}"
+        found = [each["id"] for each in self.service.ask("GET", path)["volumes"]]
+        for _ in range(count - len(found)):
+            found.append(self.service.ask("POST", "/v3/volumes", {"volume": {"size": 1}})["volume"]["id"])
+        self._drain()
+        return found
+
+
+MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
+    "start": Bench.start,
+    "memory": Bench.memory,
+    "available": Bench.available,
+    "create": Bench.create,
+    "show": Bench.show,
+    "attach": Bench.attach,
+    "list": Bench.list,
+}
+
+
+def measure(bench: Bench, names: Sequence[str]) -> None:
+    """Do the measurements named, in their order."""
+    if "start" not in names:
+        bench.service.start()
+    for name, measurement in MEASUREMENTS.items():
+        if name not in names:
+            continue
+        if name == "start":
+            measurement(bench)
+            _no_limits(bench.service)
+        else:
+            _no_limits(bench.service)
+            measurement(bench)
+
+
+def _no_limits(service: Service) -> None:
+    limits = {"volumes": -1, "gigabytes": -1, "snapshots": -1}
+    service.ask("PUT", f"/v3/os-quota-sets/{service.project_id()}", {"quota_set": limits})
+
+
+# --- the report ------------------------------------------------------------------------------------------
+
+
+def line_of(figure: Figure) -> str:
+    """A figure as a line of the table."""
+    verdict = ""
+    if figure.aim is not None:
+        limit = f"{figure.aim.sign} {figure.aim.limit:g}"
+        verdict = f"{limit:>9}  {'met' if figure.aim.met(figure.value) else 'MISSED'}"
+    beside = "  ".join(f"{k} {figure.more[k]:g}" for k in ("p50", "p95", "p99", "count") if k in figure.more)
+    return f"{figure.name:<66}{figure.value:>9g} {figure.unit:<4}{verdict:<18} {beside}".rstrip()
+
+
+def report(figures: Sequence[Figure], about: dict[str, object], size: str, output: Path) -> None:
+    """Write the JSON file."""
+    told = []
+    for each in figures:
+        row: dict[str, Any] = {"name": each.name, "value": each.value, "unit": each.unit, **each.more}
+        if each.aim is not None:
+            row |= {"aim": f"{each.aim.sign} {each.aim.limit:g}", "met": each.aim.met(each.value)}
+        told.append(row)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"machine": about, "size": size, "figures": told}, indent=2) + "\n")
+    print(f"\nwritten to {os.path.relpath(output)}")
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure the real service.")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="may be given several times")
+    parser.add_argument("--output", type=Path, help="JSON file; default: bench/results/TIME.json")
+    parser.add_argument("--pool", type=Path, help="directory for the file pool, instead of an XFS of its own")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/var/tmp"), help="where the state directory is made"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run; exit status 0 when everything could be measured, whatever the figures are."""
+    chosen = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    output = chosen.output or HERE / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    try:
+        with contextlib.ExitStack() as stack:
+            work = Path(tempfile.mkdtemp(prefix="lapilli-bench-", dir=chosen.work))
+            stack.callback(shutil.rmtree, work, ignore_errors=True)
+            pool, kind = chosen.pool, "the directory given"
+            if pool is None:
+                pool, kind = stack.enter_context(xfs_pool(work))
+            service = Service(work / "state", pool.resolve())
+            stack.callback(service.end)
+            about = machine.describe(work, pool, kind)
+            print("\n".join(f"{name:<18} {value}" for name, value in about.items()), end="\n\n")
+            bench = Bench(service, SIZES[chosen.size], work)
+            measure(bench, chosen.only or list(MEASUREMENTS))
+            report(bench.figures, about, chosen.size, output)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (load.Failure, subprocess.CalledProcessError, OSError) as problem:
+        print(f"bench: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
