@@ -12,7 +12,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from lapilli.errors import StorageError
 
@@ -28,11 +28,12 @@ def run(
     cpu: int | None = None,
     on_line: Callable[[str], None] | None = None,
     environment: Mapping[str, str] | None = None,
+    accept: Container[int] = (0,),
 ) -> str:
     """Run a program and return its standard output; `timeout` and `cpu` in seconds, `memory` in bytes.
 
     `on_line` gets every output line as it comes (a carriage return ends one too), and nothing is returned.
-    Raises `StorageError` with the end of what the program said.
+    Raises `StorageError` with the end of what the program said when its exit status is not in `accept`.
     """
     name = os.path.basename(arguments[0])
     try:
@@ -50,8 +51,8 @@ def run(
         said, complaint = _listen(child, name, timeout, on_line)
     finally:
         status = _end(child)
-    if status != 0:
-        raise StorageError(_reason(name, status, complaint))
+    if status not in accept:
+        raise StorageError(_reason(name, status, _for_users(complaint, arguments)))
     return said
 
 
@@ -118,9 +119,16 @@ def _end(child: subprocess.Popen[bytes]) -> int:
     return status
 
 
-def _reason(name: str, status: int, complaint: str) -> str:
+def _for_users(complaint: str, arguments: Sequence[str]) -> str:
+    """The last lines without this host's paths and without what stands before the host in a URL."""
+    for argument in arguments:
+        if argument.startswith("/"):
+            complaint = complaint.replace(argument, os.path.basename(argument))
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    tail = _USERINFO.sub("//***@", " ".join(lines[-2:]))[:300]
+    return _USERINFO.sub("//***@", " ".join(lines[-2:]))[:300]
+
+
+def _reason(name: str, status: int, tail: str) -> str:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"{name} was stopped: it used more processor time than it may."
     if status == 127 and name in tail:

@@ -236,10 +236,10 @@ class Tgt:
                 self._remove_unit(tid)
             wire.ask("open the volume", _DEVICE, _NEW, tid, _LUN, text=f"path={path}")
             unit = _Unit(path, online=True)
-        if (unit.identity, unit.serial, unit.thin) != (spec.volume_id, spec.volume_id, True):
+        if (unit.identity, unit.serial, unit.thin) != (_identity(spec), spec.volume_id, True):
             # initiators tell disks apart by these; tgtd's own are made of the target number, which changes
             text = (
-                f"scsi_id={spec.volume_id},scsi_sn={spec.volume_id},vendor_id=LAPILLI,product_id=VOLUME,"
+                f"scsi_id={_identity(spec)},scsi_sn={spec.volume_id},vendor_id=LAPILLI,product_id=VOLUME,"
                 "thin_provisioning=1"
             )
             wire.ask("describe the volume", _DEVICE, _UPDATE, tid, _LUN, text=f"targetOps {text}")
@@ -535,7 +535,7 @@ def _note(unit: _Unit, name: str, value: str) -> None:
 def _is_as_wanted(found: _Shown, spec: ExportSpec) -> bool:
     unit, zero = found.units.get(_LUN), found.units.get(0)
     return (
-        unit == _Unit(_path(spec), spec.volume_id, spec.volume_id, online=True, thin=True)
+        unit == _Unit(_path(spec), spec.volume_id, _identity(spec), online=True, thin=True)
         and zero is not None
         and zero.serial == _digest(spec.secret)
         and found.accounts == [spec.secret["username"]]
@@ -547,6 +547,11 @@ def _is_as_wanted(found: _Shown, spec: ExportSpec) -> bool:
 def _digest(secret: dict[str, str]) -> str:
     """Fits a serial number (36 characters); the password is random, so this does not give it away."""
     return hashlib.sha256(f"{secret['username']}:{secret['password']}".encode()).hexdigest()[:32]
+
+
+def _identity(spec: ExportSpec) -> str:
+    """tgtd makes the disk's world wide name of the last 31 characters, if they are hexadecimal digits."""
+    return spec.volume_id.replace("-", "")
 
 
 def _path(spec: ExportSpec) -> str:
