@@ -81,17 +81,16 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from lapilli.adapters.auth.basic import line_for  # noqa: PLC0415 - what only serving needs
-    from lapilli.api import app  # noqa: F401, PLC0415 - so that the HTTP worker inherits it
-    from lapilli.runtime import embedded  # noqa: PLC0415
+    from lapilli.runtime import embedded  # noqa: PLC0415 - what only serving needs
 
+    compose.preload_api()
     config = _config(options)
     address, port = _address(options.listen)
     compose.check_exposure(config, address)
     os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
     compose.start_logging(config)
     shown = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared only
-    clouds = embedded.make_credentials(config.state_dir, f"http://{shown}:{port}", line_for)
+    clouds = embedded.make_credentials(config.state_dir, f"http://{shown}:{port}", compose.user_line)
     compose.make_store(config).close()
     arguments = ["--state-dir", config.state_dir]
     if options.config:
@@ -164,10 +163,7 @@ def _db_upgrade(options: argparse.Namespace) -> None:
 
 
 def _db_version(options: argparse.Namespace) -> None:
-    from lapilli.store import schema  # noqa: PLC0415 - see above
-    from lapilli.store.session import Store  # noqa: PLC0415
-
-    print(schema.version(Store(compose.database_url(_config(options)))) or "empty")
+    print(compose.database_version(_config(options)) or "empty")
 
 
 # --- doctor ----------------------------------------------------------------------------------------------

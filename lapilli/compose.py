@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from lapilli import events
-from lapilli.adapters.auth.basic import BasicAuthenticator, BasicOptions
+from lapilli.adapters.auth.basic import BasicAuthenticator, BasicOptions, line_for
 from lapilli.adapters.auth.none import NoAuthenticator
 from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.images.directory import DirectoryImages
@@ -98,6 +98,11 @@ def make_store(config: Config) -> Store:
     return store
 
 
+def database_version(config: Config) -> str | None:
+    """The version that the database says it has; None for an empty one."""
+    return schema.version(Store(database_url(config)))
+
+
 def make_images(config: Config) -> ImageSource:
     """The image source."""
     return make_directory_images(config)
@@ -126,6 +131,11 @@ def make_authenticator(config: Config) -> Authenticator:
         return NoAuthenticator()
     options = config.read(BasicOptions, "http_basic")
     return BasicAuthenticator(options.user_file or state_file(config, "htpasswd"))
+
+
+def user_line(name: str, password: str, project_id: str, roles: str) -> str:
+    """A line of the user file."""
+    return line_for(name, password, project_id, roles)
 
 
 def check_exposure(config: Config, address: str) -> None:
@@ -202,6 +212,11 @@ def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:
     if "volume" in roles:
         made.append(RoleService(core, "volume", host, make_backends(core.config)))
     return made
+
+
+def preload_api() -> None:
+    """Load the API's code before processes are forked, so that they share it."""
+    from lapilli.api import app  # noqa: F401, PLC0415 - the roles alone do without the API
 
 
 def make_application(config: Config) -> Any:
