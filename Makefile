@@ -58,6 +58,7 @@ bench: packages venv ## Measure it; BENCH_SIZE=tiny only shows that the measurem
 
 .PHONY: venv
 venv: $(ready) ## Make .venv with exactly what the lock file names (redone only when that changes)
+	@:
 
 $(ready): requirements/test.txt pyproject.toml scripts/make-venv
 	@echo "Making $(VENV) ..."
