@@ -293,7 +293,7 @@ def _is_uuid(text: str) -> bool:
 
 
 def _is_size(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_INT
+    return len(text) <= 20 and text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_INT
 
 
 def _is_printable(text: str) -> bool:

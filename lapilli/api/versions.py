@@ -50,7 +50,7 @@ _ROWS = (
     Microversion(23, "delete-force", "Volume delete takes force."),
     Microversion(24, "workers-cleanup", "Workers can be cleaned up.", "later"),
     Microversion(25, "group-volumes", "Groups can tell their volumes.", "later"),
-    Microversion(26, "cluster-replication", "Failover, freeze and thaw of clusters.", "later"),
+    Microversion(26, "cluster-replication", "Failover, freeze and thaw of clusters."),
     Microversion(27, "attachments", "Attachments are resources of their own."),
     Microversion(28, "pool-filters", "Pools can be filtered."),
     Microversion(29, "group-snapshot-lists", "Lists of group snapshots have filters and paging.", "later"),

@@ -212,6 +212,10 @@ def test_body_without_content_type_is_no_body(api: Any) -> None:
         b"null",
         b'"text"',
         b"[" * 100000,
+        b'{"volume": {"size": %s}}' % (b"9" * 5000),
+        b'{"volume": {"size": 1e400}}',
+        b'{"volume": {"size": "%s"}}' % (b"9" * 5000),
+        b'{"volume": {"size": 1, "name": "\\ud800"}}',
         b'{"volume": {"size": 1, "name": "a\\u0000b"}}',
     ],
 )
@@ -233,6 +237,14 @@ def test_body_size_limit(api: Any) -> None:
     fault(api.post("/v3/volumes", content=fits + b" ", headers=headers), 413, "overLimit")
 
 
+def test_chunked_bodies(api: Any) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = api.post("/v3/volumes", content=iter([_CREATE[:20], _CREATE[20:]]), headers=headers)
+    fault(answer, 404, "itemNotFound")
+    large = iter([b'{"volume": {"size": 1, "name": "', b"x" * 114688, b'"}}'])
+    fault(api.post("/v3/volumes", content=large, headers=headers), 413, "overLimit")
+
+
 def test_messages_of_bad_input_are_short(api: Any) -> None:
     answer = api.post("/v3/volumes", {"volume": {"size": 1, "name": "x" * 100000}})
     assert len(fault(answer, 400, "badRequest")) < 600
@@ -248,6 +260,7 @@ def test_messages_of_bad_input_are_short(api: Any) -> None:
         "limit=x",
         "limit=",
         "limit=1.5",
+        "limit=" + "9" * 5000,
         "offset=-1",
         "offset=x",
         "offset=2147483648",
@@ -293,6 +306,19 @@ def test_description_defaults_to_the_newest(api: Any) -> None:
     assert httpx.get(f"{api.service.url}/openapi.json").json()["info"]["version"] == "3.71"
     fault(httpx.get(f"{api.service.url}/openapi.json?version=3.72"), 406, "computeFault")
     fault(httpx.get(f"{api.service.url}/openapi.json?version=x"), 400, "badRequest")
+
+
+def test_description_holds_together(api: Any) -> None:
+    document = httpx.get(f"{api.service.url}/openapi.json").json()
+    for path, operations in document["paths"].items():
+        named = set(re.findall(r"\{(\w+)\}", path))
+        for operation in operations.values():
+            inside = {each["name"] for each in operation["parameters"] if each.get("in") == "path"}
+            assert inside == named, path
+    assert set(document["paths"]["/v3/volumes"]) == {"get", "post"}
+    actions = document["paths"]["/v3/volumes/{volume_id}/action"]["post"]["requestBody"]
+    choices = actions["content"]["application/json"]["schema"]["oneOf"]
+    assert {"os-reserve", "os-extend"} <= {each["required"][0] for each in choices}
 
 
 def test_description_names_every_operation_once(api: Any) -> None:

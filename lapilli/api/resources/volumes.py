@@ -275,12 +275,7 @@ _HINTS = {
     },
 }
 _HINTS_KEY = "OS-SCH-HNT:scheduler_hints"
-_NAMES = {
-    "name": NAME,
-    "display_name": NAME,
-    "description": DESCRIPTION,
-    "display_description": DESCRIPTION,
-}
+_NAMES = {"name": NAME, "display_name": NAME, "description": DESCRIPTION, "display_description": DESCRIPTION}
 _CREATE = body(
     "volume",
     _NAMES,
