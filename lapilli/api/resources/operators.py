@@ -279,9 +279,10 @@ def _capabilities(pool: Pool) -> dict[str, Any]:
     told["timestamp"] = timestamp(pool.reported_at)
     claimed = pool.allocated_gb - pool.reported_allocated_gb
     if isinstance(told.get("free_capacity_gb"), int | float):
-        told["free_capacity_gb"] = round(told["free_capacity_gb"] - claimed, 2)
-    if isinstance(told.get("provisioned_capacity_gb"), int | float):
-        told["provisioned_capacity_gb"] = round(told["provisioned_capacity_gb"] + claimed, 2)
+        told["free_capacity_gb"] = max(0, round(told["free_capacity_gb"] - claimed, 2))
+    provisioned = told.setdefault("provisioned_capacity_gb", pool.reported_allocated_gb)
+    if isinstance(provisioned, int | float):
+        told["provisioned_capacity_gb"] = round(provisioned + claimed, 2)
     protocol = told.get("storage_protocol")
     if isinstance(protocol, list):
         told["storage_protocol"] = protocol[0] if protocol else None
