@@ -17,6 +17,8 @@ from lapilli.errors import ConfigError, InvalidInput
 
 Condition = sa.ColumnElement[bool]
 
+_LITERAL = 20000  # characters; deep nesting in a long text could exhaust the parser
+
 DEFAULT_FILTERS: dict[str, tuple[str, ...]] = {
     "volume": (
         "name",
@@ -129,7 +131,9 @@ def host(name: str = "host") -> Filter:
 
 
 def literal(text: str) -> Any:
-    """The value of a Python literal, or None when the text is none."""
+    """The value of a Python literal, or None when the text is none or too long for a reasonable filter."""
+    if len(text) > _LITERAL:
+        return None
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -184,4 +188,7 @@ def _compare(column: sa.Column[Any], name: str, part: str) -> Condition:
 def _moment(text: str) -> datetime:
     """A time as UTC without zone. Raises ValueError."""
     moment = datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text.strip())
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    try:
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise ValueError("out of range") from None

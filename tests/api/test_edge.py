@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.steps import a_volume
+from tests.service import Api, Service
 
 REQUEST_ID = re.compile(r"req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -325,3 +327,39 @@ def test_description_names_every_operation_once(api: Any) -> None:
     paths = httpx.get(f"{api.service.url}/openapi.json").json()["paths"]
     names = [operation["operationId"] for path in paths.values() for operation in path.values()]
     assert len(names) == len(set(names))
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+def test_options_of_the_edge(own_service: Service, tmp_path: Path) -> None:
+    filters = tmp_path / "filters.json"
+    filters.write_text('{"volume": ["name~"]}')
+    disabled = tmp_path / "disabled"
+    own_service.config = {
+        "DEFAULT": {
+            "public_endpoint": "https://cloud.example/volume/v3/",
+            "resource_query_filters_file": str(filters),
+            "osapi_max_limit": 2,
+            "quota_volumes": 3,
+        },
+        "oslo_middleware": {"max_request_body_size": 300},
+        "healthcheck": {"disable_by_file_path": str(disabled)},
+    }
+    own_service.start()
+    api = Api(own_service)
+    made = [api.volume(name=f"edge-{number}") for number in range(3)]
+    self_link = made[0]["links"][0]["href"]
+    assert self_link == f"https://cloud.example/volume/v3/volumes/{made[0]['id']}"
+    document = api.get("/v3/").json()["versions"][0]
+    assert document["links"][1]["href"] == "https://cloud.example/volume/v3/"
+    listed = api.get("/v3/volumes?limit=100").json()
+    assert len(listed["volumes"]) == 2
+    assert listed["volumes_links"][0]["href"].startswith("https://cloud.example/volume/v3/volumes?")
+    assert len(api.get("/v3/volumes?name~=edge-1").json()["volumes"]) == 1
+    assert len(api.get("/v3/volumes?name=edge-1").json()["volumes"]) == 1
+    fault(api.get("/v3/volumes?status=available"), 400, "badRequest")
+    fault(api.get("/v3/volumes?name~=edge", version="3.33"), 400, "badRequest")
+    fault(api.post("/v3/volumes", {"volume": {"size": 1, "name": "x" * 300}}), 413, "overLimit")
+    disabled.touch()
+    assert httpx.get(f"{own_service.url}/healthcheck").status_code == 503
