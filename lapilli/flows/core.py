@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from lapilli.config import Config, ServiceOptions
 from lapilli.domain.placement import SchedulerOptions
@@ -15,6 +16,7 @@ from lapilli.domain.quotas import QuotaOptions
 from lapilli.flows.journal import Journal, Postponed
 from lapilli.flows.options import VolumeOptions
 from lapilli.ports.images import Converter, ImageSource
+from lapilli.store import records
 from lapilli.store.session import Store
 
 
@@ -28,6 +30,7 @@ class Core:
     images: ImageSource
     converter: Converter
     started: float = field(default_factory=time.monotonic)
+    started_at: datetime = field(default_factory=records.now)
 
     @property
     def just_started(self) -> bool:

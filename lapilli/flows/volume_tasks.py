@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -110,6 +111,12 @@ def complain(work: Work, connection: sa.Connection, kind: str, action_id: str, e
 # --- create ----------------------------------------------------------------------------------------------
 
 
+def _reports_are_due(work: Work, connection: sa.Connection) -> bool:
+    """Whether the service has only just started, and no back end has reported since."""
+    since = _pool.reported_at >= work.core.started_at
+    return work.core.just_started and records.count(connection, Pool, [since]) == 0
+
+
 class ScheduleCreateVolume(RecordTask):
     """Choose a pool and take room in it, in one transaction."""
 
@@ -128,8 +135,8 @@ class ScheduleCreateVolume(RecordTask):
             over_subscription=options.max_over_subscription_ratio,
         )
         pools = candidates(connection, work.core.service.service_down_time)
-        if not pools and work.core.just_started:
-            raise Postponed(0.1)  # the back ends have not reported yet
+        if not pools and _reports_are_due(work, connection):
+            raise Postponed(0.1)
         chosen = placement.choose(request, pools, options)[0]
         claim_capacity(connection, chosen.name, volume.size, volumes=1)
         records.update(connection, Volume, volume.id, host=chosen.name, availability_zone=chosen.zone)
@@ -318,6 +325,19 @@ operation(
 # --- extend ----------------------------------------------------------------------------------------------
 
 
+def growth_of(args: Mapping[str, Any], type_name: str) -> dict[str, int]:
+    """What an extend costs; the type's name is asked for each time, since a type may be renamed meanwhile."""
+    if not args["consumes_quota"]:
+        return {}
+    return quota_rules.volume_deltas(args["new_size"] - args["old_size"], type_name, volumes=0)
+
+
+def _settle_growth(work: Work, connection: sa.Connection, *, commit: bool) -> None:
+    type_name = records.get(connection, VolumeType, work.args["volume_type_id"]).name
+    deltas = growth_of(work.args, type_name)
+    quotas.settle(connection, work.args["project_id"], deltas, commit=commit)
+
+
 class ScheduleExtendVolume(RecordTask):
     """See that the pool has room for the growth, and take it."""
 
@@ -362,13 +382,13 @@ class ExtendVolumeOnFinish(RecordTask):
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction."""
         records.leave(connection, EXTEND, work.resource_id, "done", size=work.args["new_size"])
-        quotas.settle(connection, work.args["project_id"], work.args["deltas"], commit=True)
+        _settle_growth(work, connection, commit=True)
 
 
 def extend_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """No room: as it was. A driver's failure: error_extending. Quota and room go back."""
     volume = records.find(connection, Volume, work.resource_id)
-    quotas.settle(connection, work.args["project_id"], work.args["deltas"], commit=False)
+    _settle_growth(work, connection, commit=False)
     if volume is None:
         return
     if work.results.get("claimed") and volume.host:

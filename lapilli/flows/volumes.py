@@ -364,15 +364,15 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
         records.enter(connection, row, volume.id, NOT_MIGRATING, same_size)
         limits = quotas.in_force(connection, core.quota, volume.project_id)
         quota_rules.check_volume_size(new_size, limits)
-        growth = new_size - volume.size
-        deltas = quota_rules.volume_deltas(growth, kind.name, volumes=0) if volume.consumes_quota else {}
-        quotas.charge(connection, core.quota, volume.project_id, deltas, reserve=True)
         args = {
             "new_size": new_size,
             "old_size": volume.size,
             "project_id": volume.project_id,
-            "deltas": deltas,
+            "volume_type_id": volume.volume_type_id,
+            "consumes_quota": volume.consumes_quota,
         }
+        deltas = volume_tasks.growth_of(args, kind.name)
+        quotas.charge(connection, core.quota, volume.project_id, deltas, reserve=True)
         submitted = core.journal.submit(
             connection, "volume.extend", context, volume.id, role="scheduler", args=args
         )

@@ -25,7 +25,7 @@ from lapilli.domain.model import (
 )
 from lapilli.flows.core import Core
 from lapilli.flows.journal import UNFINISHED, Backend
-from lapilli.flows.volume_tasks import backend_host, reference
+from lapilli.flows.volume_tasks import backend_host, growth_of, reference
 from lapilli.ports.driver import SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import records, tables
@@ -86,7 +86,8 @@ class Doctor:
         kept: dict[str, Counter[str]] = {}
         for operation in self.operations:
             if operation.kind == "volume.extend":
-                kept.setdefault(operation.args["project_id"], Counter()).update(operation.args["deltas"])
+                cost = growth_of(operation.args, self.types[operation.args["volume_type_id"]])
+                kept.setdefault(operation.args["project_id"], Counter()).update(cost)
         with self.core.store.read() as connection:
             rows = connection.execute(sa.select(tables.quota_usages)).all()
         held = {(row.project_id, row.resource): (row.in_use, row.reserved) for row in rows}

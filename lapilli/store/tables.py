@@ -16,6 +16,7 @@ METADATA = sa.MetaData(
 _TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 _ID = sa.String(36)
 _NAME = sa.String(255)
+_RESOURCE = sa.String(300)  # "gigabytes_" and a type's name
 
 
 def _time(name: str, *, nullable: bool = True) -> sa.Column[object]:
@@ -157,7 +158,7 @@ quota_limits = sa.Table(
     "quota_limits",
     METADATA,
     sa.Column("project_id", _NAME, primary_key=True),
-    sa.Column("resource", _NAME, primary_key=True),
+    sa.Column("resource", _RESOURCE, primary_key=True),
     sa.Column("hard_limit", sa.Integer, nullable=False),
 )
 
@@ -165,7 +166,7 @@ quota_class_limits = sa.Table(
     "quota_class_limits",
     METADATA,
     sa.Column("class_name", _NAME, primary_key=True),
-    sa.Column("resource", _NAME, primary_key=True),
+    sa.Column("resource", _RESOURCE, primary_key=True),
     sa.Column("hard_limit", sa.Integer, nullable=False),
 )
 
@@ -173,7 +174,7 @@ quota_usages = sa.Table(
     "quota_usages",
     METADATA,
     sa.Column("project_id", _NAME, primary_key=True),
-    sa.Column("resource", _NAME, primary_key=True),
+    sa.Column("resource", _RESOURCE, primary_key=True),
     sa.Column("in_use", sa.BigInteger, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
 )

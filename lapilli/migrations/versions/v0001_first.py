@@ -129,21 +129,21 @@ def upgrade() -> None:
     op.create_table(
         "quota_class_limits",
         sa.Column("class_name", sa.String(length=255), nullable=False),
-        sa.Column("resource", sa.String(length=255), nullable=False),
+        sa.Column("resource", sa.String(length=300), nullable=False),
         sa.Column("hard_limit", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("class_name", "resource", name=op.f("pk_quota_class_limits")),
     )
     op.create_table(
         "quota_limits",
         sa.Column("project_id", sa.String(length=255), nullable=False),
-        sa.Column("resource", sa.String(length=255), nullable=False),
+        sa.Column("resource", sa.String(length=300), nullable=False),
         sa.Column("hard_limit", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("project_id", "resource", name=op.f("pk_quota_limits")),
     )
     op.create_table(
         "quota_usages",
         sa.Column("project_id", sa.String(length=255), nullable=False),
-        sa.Column("resource", sa.String(length=255), nullable=False),
+        sa.Column("resource", sa.String(length=300), nullable=False),
         sa.Column("in_use", sa.BigInteger(), nullable=False),
         sa.Column("reserved", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("project_id", "resource", name=op.f("pk_quota_usages")),
