@@ -80,7 +80,7 @@ def _config(options: argparse.Namespace) -> Config:
 # --- serving ---------------------------------------------------------------------------------------------
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> int:
     from lapilli.runtime import embedded  # noqa: PLC0415 - what only serving needs
 
     compose.preload_api()
@@ -104,6 +104,7 @@ def _serve(options: argparse.Namespace) -> None:
     roles.watch()
     _http(config, options, address, port)
     roles.stop(DRAIN + 1)
+    return 1 if roles.failed else 0
 
 
 def _http(config: Config, options: argparse.Namespace, address: str, port: int) -> None:

@@ -6,6 +6,7 @@ built at the first request of a process: a server may load this module and fork 
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -28,6 +29,8 @@ def _build() -> Any:
             compose.start_logging(config)
             _built.clear()
             _built[pid] = compose.make_application(config)
+            gc.collect()
+            gc.freeze()  # what is there now stays: no collection has to look at it again
         return _built[pid]
 
 

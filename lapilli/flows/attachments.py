@@ -79,6 +79,7 @@ def attach(
     mode: str,
 ) -> None:
     """Record that a server or host uses the volume. A repeat for the same one changes nothing."""
+    del context
     with core.store.write(durable=True) as connection:
         fresh = records.get(connection, Volume, volume.id)
         _refuse_maintenance(fresh)
@@ -100,7 +101,7 @@ def attach(
             Attachment(
                 id=records.new_id(),
                 volume_id=volume.id,
-                project_id=context.project_id,
+                project_id=volume.project_id,
                 instance_id=instance_id,
                 attached_host=host_name,
                 mountpoint=mountpoint,
@@ -201,7 +202,7 @@ def create(
     made = Attachment(
         id=records.new_id(),
         volume_id=volume.id,
-        project_id=context.project_id,
+        project_id=volume.project_id,  # also when an administrator attaches it
         instance_id=instance_id,
         attach_mode=_mode(volume, mode, connector) if mode or volume.readonly else None,
         attach_status="reserved",

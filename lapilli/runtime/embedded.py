@@ -25,6 +25,8 @@ from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
+from lapilli.errors import LapilliError
+
 _log = logging.getLogger("lapilli.embedded")
 
 _CLOUDS = """\
@@ -37,6 +39,7 @@ clouds:
       password: {password}
     block_storage_endpoint_override: {url}/v3/
     block_storage_api_version: "3"
+    block_storage_default_microversion: "3.71"
     image_endpoint_override: {url}/image/v2/
     image_api_version: "2"
 """
@@ -89,6 +92,9 @@ def _readdress(clouds: str, url: str) -> None:
         write_private(clouds, new)
 
 
+CANNOT_START = 78  # exit status of a child that was refused its start (EX_CONFIG of sysexits.h)
+
+
 class RolesProcess:
     """The child that runs the roles; started again when it dies."""
 
@@ -98,6 +104,7 @@ class RolesProcess:
         self._command = list(command)
         self._pid = 0
         self._stopping = threading.Event()
+        self.failed = False  # the first child could not start at all
 
     def fork(self) -> None:
         """Start it. Only while this process has one thread."""
@@ -109,6 +116,11 @@ class RolesProcess:
                 die_with_parent()
                 self._run()
                 status = 0
+            except LapilliError as error:
+                print(f"lapilli: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
+                status = CANNOT_START
+            except Exception:
+                _log.exception("the process of the roles ends")
             finally:
                 logging.shutdown()
                 os._exit(status)
@@ -121,8 +133,12 @@ class RolesProcess:
         pause = 0.2
         while True:
             started = time.monotonic()
-            os.waitpid(self._pid, 0)
+            _, status = os.waitpid(self._pid, 0)
             if self._stopping.is_set():
+                return
+            if os.waitstatus_to_exitcode(status) == CANNOT_START:
+                self.failed = True
+                os.kill(os.getpid(), signal.SIGTERM)  # it has said why: without roles there is no service
                 return
             pause = 0.2 if time.monotonic() - started > 30 else min(pause * 2, 10)
             _log.error("the process of the roles has died; starting another in %.1f s", pause)

@@ -41,7 +41,7 @@ def index(call: Call) -> dict[str, Any]:
             raise InvalidInput(f"No image has the id {marker}.")
         found = found[places[0] + 1 :]
     asked = call.params.get("limit", str(PAGE))
-    if not asked.isdigit():
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
         raise InvalidInput("limit is a whole number.")
     shown = found[: min(int(asked), PAGE)]
     told: dict[str, Any] = {
