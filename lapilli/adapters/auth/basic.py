@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import bcrypt
 
@@ -44,7 +45,7 @@ class User:
     project_id: str
     roles: frozenset[str]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A stable id made from the name."""
         return uuid.uuid5(uuid.NAMESPACE_OID, f"user:{self.name}").hex
