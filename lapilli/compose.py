@@ -169,6 +169,7 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
         "reserved_percentage": options.reserved_percentage,
     }
     if options.max_over_subscription_ratio is not None:
+        placement.check_ratio(name, options.max_over_subscription_ratio)
         extra["max_over_subscription_ratio"] = options.max_over_subscription_ratio
     try:
         extra |= json.loads(options.extra_capabilities)

@@ -37,9 +37,13 @@ class SchedulerOptions:
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a placement is asked for. `size` is GiB to add; `pool` pins it; `avoid` holds failed pools."""
+    """What a placement is asked for. `size` is GiB to add; `pool` pins it; `avoid` holds failed pools.
+
+    `online` is true for the growth of a volume that is attached.
+    """
 
     size: int
+    online: bool = False
     zones: tuple[str, ...] = ()
     extra_specs: dict[str, str | None] = {}
     pool: str | None = None
@@ -91,7 +95,8 @@ def pool_weigher(name: str, multiplier: str | None = None) -> Callable[[Weigher]
 
 
 def check_names(options: SchedulerOptions) -> None:
-    """Raises `ConfigError` for a filter or weigher that does not exist."""
+    """Raises `ConfigError` for a filter or weigher that does not exist, or a ratio that is none."""
+    check_ratio("DEFAULT", options.max_over_subscription_ratio)
     for option_name, names, known in (
         ("scheduler_default_filters", options.scheduler_default_filters, list(FILTERS)),
         ("scheduler_default_weighers", options.scheduler_default_weighers, list(WEIGHERS)),
@@ -101,6 +106,18 @@ def check_names(options: SchedulerOptions) -> None:
                 raise ConfigError(
                     f"[DEFAULT] {option_name} = {name!r}: unknown; known are {', '.join(sorted(known))}."
                 )
+
+
+def check_ratio(section: str, text: str) -> None:
+    """Raises `ConfigError` for a `max_over_subscription_ratio` that is neither a number nor `auto`."""
+    try:
+        usable = text == "auto" or 0 <= float(text) < math.inf
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(
+            f"[{section}] max_over_subscription_ratio = {text!r}: a number of at least 0, or auto, expected."
+        )
 
 
 def choose(request: Request, pools: Sequence[Candidate], options: SchedulerOptions) -> list[Candidate]:
@@ -178,7 +195,7 @@ def capacity(request: Request, pool: Candidate) -> str | None:
         if ratio < 1:
             return f"its over-subscription ratio {ratio:g} is below 1"
         provisioned = _provisioned(pool)
-        if (provisioned + request.size) / (available * ratio) > ratio:
+        if provisioned + request.size > available * ratio * ratio:
             return f"needs {request.size} GiB, {provisioned:g} are provisioned {told}"
     left = virtual_free(pool, request)
     if left < request.size:
@@ -191,18 +208,30 @@ def capacity(request: Request, pool: Candidate) -> str | None:
 @pool_filter("CapabilitiesFilter")
 def capabilities(request: Request, pool: Candidate) -> str | None:
     """Every extra spec that speaks of capabilities matches (section 11.4)."""
+    if request.online and pool.capabilities.get("online_extend_support") is False:
+        return "it cannot grow a volume that is attached"
     for key, wanted in request.extra_specs.items():
         scope, _, rest = key.partition(":")
         if rest and scope != "capabilities":
             continue
-        value: Any = pool.capabilities
-        for part in (rest or key).split(":"):
-            value = value.get(part) if isinstance(value, Mapping) else None
-            if value is None:
-                return f"it reports no {rest or key}"
-        if not _matches(value, wanted, storage_protocol=(rest or key) == "storage_protocol"):
-            return f"{rest or key} is {value}, wanted is {wanted}"
+        name = rest or key
+        try:
+            value = _reported(pool.capabilities, name)
+        except KeyError:
+            return f"it reports no {name}"
+        if not _matches(_variants(value) if name == "storage_protocol" else value, wanted):
+            return f"{name} is {value}, wanted is {wanted}"
     return None
+
+
+def _reported(capabilities: Mapping[str, Any], name: str) -> Any:
+    """The capability of a name, whose colons lead into nested maps. Raises KeyError for a missing one."""
+    value: Any = capabilities
+    for part in name.split(":"):
+        if not isinstance(value, Mapping):
+            raise KeyError(name)
+        value = value[part]
+    return value
 
 
 # --- capacity --------------------------------------------------------------------------------------------
@@ -249,7 +278,13 @@ def _provisioned(pool: Candidate) -> float:
 
 # --- extra specs -----------------------------------------------------------------------------------------
 
-_FAMILIES = ({"iscsi"}, {"fc", "fibre_channel"}, {"nfs"}, {"nvme-of", "nvmeof"})
+# spellings of one storage protocol: whoever asks for one of them is served by all
+_FAMILIES = (
+    ("iSCSI", "iscsi"),
+    ("FC", "fibre_channel", "fc"),
+    ("NFS", "nfs"),
+    ("NVMe-oF", "NVMeOF", "nvmeof"),
+)
 _NUMERIC: dict[str, Callable[[float, float], bool]] = {
     "=": lambda a, b: a >= b,
     "==": lambda a, b: a == b,
@@ -268,13 +303,11 @@ _TEXTUAL: dict[str, Callable[[str, str], bool]] = {
 _YES = {"1", "t", "true", "on", "y", "yes"}
 
 
-def _matches(value: Any, wanted: str | None, *, storage_protocol: bool) -> bool:
+def _matches(value: Any, wanted: str | None) -> bool:
     if isinstance(value, list | tuple):
-        return any(_matches(each, wanted, storage_protocol=storage_protocol) for each in value)
-    if wanted is None:
-        return value is None
-    if storage_protocol and _same_family(str(value), wanted):
-        return True
+        return any(_matches(each, wanted) for each in value)
+    if value is None or wanted is None:
+        return value is wanted
     words = wanted.split()
     operator = words[0] if words else ""
     rest = wanted.strip()[len(operator) :].strip()
@@ -294,8 +327,10 @@ def _matches(value: Any, wanted: str | None, *, storage_protocol: bool) -> bool:
     return isinstance(value, str) and value == wanted
 
 
-def _same_family(one: str, other: str) -> bool:
-    return any(one.lower() in family and other.lower() in family for family in _FAMILIES)
+def _variants(protocol: Any) -> list[Any]:
+    """Every spelling of a storage protocol, or of each of several."""
+    spoken = protocol if isinstance(protocol, list | tuple) else [protocol]
+    return [name for each in spoken for name in next((f for f in _FAMILIES if each in f), (each,))]
 
 
 # --- weighers --------------------------------------------------------------------------------------------

@@ -349,6 +349,7 @@ class ScheduleExtendVolume(RecordTask):
         options = work.core.scheduler
         request = placement.Request(
             size=growth,
+            online=volume.previous_status == "in-use",
             extra_specs=kind.extra_specs,
             pool=volume.host,
             pinned_why="the volume lives elsewhere",
