@@ -42,6 +42,7 @@ clouds:
     block_storage_default_microversion: "3.71"
     image_endpoint_override: {url}/image/v2/
     image_api_version: "2"
+    has_compute: false
 """
 
 
