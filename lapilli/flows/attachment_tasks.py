@@ -187,6 +187,7 @@ operation(
     on=("volume", "connect"),
     volume=[PrepareExport(), ExportVolume(), ConnectOnFinish()],
     failed=connect_failed,
+    awaited=True,
 )
 
 
@@ -227,4 +228,5 @@ operation(
     on=("volume", "detach"),
     volume=[UnexportVolume(), DisconnectOnFinish()],
     failed=disconnect_failed,
+    awaited=True,
 )

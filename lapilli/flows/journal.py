@@ -103,6 +103,7 @@ class Definition:
     actions: tuple[str, ...]  # the transition rows whose while-states it holds
     legs: Mapping[str, tuple[Task, ...]]
     failed: Failed
+    awaited: bool = False  # calls wait for its end
     version: int = 1
 
     @property
@@ -121,10 +122,14 @@ def operation(
     failed: Failed,
     scheduler: Sequence[Task] = (),
     volume: Sequence[Task] = (),
+    awaited: bool = False,
 ) -> Definition:
-    """Declare a kind of operation; `on` is the resource and the table's actions that it serves."""
+    """Declare a kind of operation; `on` is the resource and the table's actions that it serves.
+
+    `awaited` says that calls wait for its end, and must be woken.
+    """
     legs = {role: tuple(tasks) for role, tasks in (("scheduler", scheduler), ("volume", volume)) if tasks}
-    definition = Definition(kind, on[0], on[1:], legs, failed)
+    definition = Definition(kind, on[0], on[1:], legs, failed, awaited)
     _KINDS[kind] = definition
     return definition
 
@@ -144,6 +149,7 @@ class Work:
     results: dict[str, Any] = field(default_factory=dict)
     next_host: str | None = None
     reschedule: bool = False
+    others_wait: bool = False  # for the lane that this operation has left
     _told: float = 0.0
 
     @property
@@ -173,12 +179,10 @@ class Work:
     def fence(self, connection: sa.Connection, **changes: Any) -> None:
         """Write to the operation's row under the claim number. Raises `LeaseLost`."""
         changes.setdefault("updated_at", records.now())
-        statement = (
-            tables.operations.update()
-            .where(_op.id == self.operation.id, _op.claim == self.operation.claim, _op.state.in_(HELD))
-            .values(**changes)
-        )
-        if connection.execute(statement).rowcount == 0:
+        statement = _fenced(tuple(changes))
+        values = {f"new_{name}": value for name, value in changes.items()}
+        values |= {"op": self.operation.id, "mine": self.operation.claim}
+        if connection.execute(statement, values).rowcount == 0:
             raise LeaseLost(f"Operation {self.operation.id} was taken over.")
 
     def progress(self, done: int, total: int) -> None:
@@ -265,12 +269,18 @@ class Journal:
 
     # --- the working side ---
 
-    def claim(self, role: str, hosts: Sequence[str], most: int) -> list[Operation]:
-        """Claim up to `most` operations that this process may run, oldest first, one per lane."""
+    def claim(
+        self, role: str, hosts: Sequence[str], most: int, *, look_first: bool = True
+    ) -> list[Operation]:
+        """Claim up to `most` operations that this process may run, oldest first, one per lane.
+
+        `look_first` spares an idle sweep the write lock.
+        """
         moment = records.now()
-        with self.store.read() as connection:  # a look first: an idle sweep takes no lock
-            if connection.execute(_claimable(role), self._wanted(hosts, moment, 1)).first() is None:
-                return []
+        if look_first:
+            with self.store.read() as connection:
+                if connection.execute(_claimable(role), self._wanted(hosts, moment, 1)).first() is None:
+                    return []
         claimed: list[Operation] = []
         with self.store.write() as connection:
             rows = connection.execute(_claimable(role), self._wanted(hosts, moment, most * 4)).all()
@@ -411,6 +421,8 @@ class Journal:
     @staticmethod
     def _finish(work: Work, connection: sa.Connection, state: str) -> None:
         ended = records.now()
+        asked = {"lane": work.operation.lane, "op": work.operation.id}
+        work.others_wait = connection.execute(_lane_waits(), asked).first() is not None
         work.fence(
             connection,
             state=state,
@@ -428,7 +440,10 @@ class Journal:
 
     def _tell(self, work: Work, outcome: str, **fields: Any) -> None:
         row, definition = work.operation, _KINDS[work.operation.kind]
-        self.bus.wake(f"operation:{row.id}")
+        if definition.awaited:
+            self.bus.wake(f"operation:{row.id}")
+        if work.others_wait:
+            self.bus.wake(topic(row.role, row.host))
         events.emit(
             f"{definition.event}.{outcome}",
             resource_id=row.resource_id,
@@ -524,6 +539,23 @@ def _claimable(role: str) -> sa.Select[Any]:
         .order_by(_op.created_at)
         .limit(sa.bindparam("most"))
         .with_for_update(skip_locked=True)
+    )
+
+
+@lru_cache(maxsize=64)
+def _fenced(names: tuple[str, ...]) -> sa.Update:
+    """A write to an operation's row that only succeeds under the claim number, per set of columns."""
+    return (
+        tables.operations.update()
+        .where(_op.id == sa.bindparam("op"), _op.claim == sa.bindparam("mine"), _op.state.in_(HELD))
+        .values({name: sa.bindparam(f"new_{name}") for name in names})
+    )
+
+
+@lru_cache(maxsize=1)
+def _lane_waits() -> sa.Select[Any]:
+    return sa.select(_op.id).where(
+        _op.lane == sa.bindparam("lane"), _op.state.in_(UNFINISHED), _op.id != sa.bindparam("op")
     )
 
 

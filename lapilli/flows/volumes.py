@@ -26,6 +26,8 @@ from lapilli.store import quotas, records, tables
 _volume = tables.volumes.c
 _snapshot = tables.snapshots.c
 
+_ZONES = sa.select(tables.services.c.availability_zone).distinct()
+
 Guard = tuple[sa.ColumnElement[bool], str]
 
 NOT_MIGRATING: Guard = (
@@ -220,7 +222,7 @@ def _zones_for(
     """(zones for the scheduler, the zone shown until one is chosen): behaviour.md section 9.3."""
     origin = sources.source or sources.snapshot_origin
     home = origin.availability_zone if origin else None
-    known = set(connection.execute(sa.select(tables.services.c.availability_zone).distinct()).scalars())
+    known = set(connection.execute(_ZONES).scalars())
     known.add(core.service.storage_availability_zone)
     listed = kind.extra_specs.get("RESKEY:availability_zones")
     zone = request.availability_zone or home

@@ -15,6 +15,9 @@ class Subscription(Protocol):
     def wait(self, seconds: float) -> bool:
         """Sleep until a wake comes (True) or the time is over (False). Wakes since the last call count."""
 
+    def notify(self) -> None:
+        """Wake this one subscriber, from another thread of its process."""
+
     def close(self) -> None:
         """End it."""
 

@@ -53,7 +53,8 @@ class RoleService:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         topics = [topic(role, backend) for backend in self.backends] or [topic(role, None)]
-        self._wakes = core.journal.bus.subscribe(*topics, f"self:{role}:{id(self)}")
+        self._wakes = core.journal.bus.subscribe(*topics)
+        self._starved = False  # the last look was cut short by a lack of threads
         self._threads = [
             threading.Thread(target=self._claim_loop, name=f"{role}-claims", daemon=True),
             threading.Thread(target=self._keep_loop, name=f"{role}-keeper", daemon=True),
@@ -80,7 +81,7 @@ class RoleService:
         What runs then keeps its row; whoever starts next carries on with it.
         """
         self._stopping.set()
-        self._nudge()
+        self._wakes.notify()
         deadline = time.monotonic() + seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -88,38 +89,34 @@ class RoleService:
         self._pool.shutdown(wait=False, cancel_futures=True)
         return finished
 
-    def _nudge(self) -> None:
-        self.core.journal.bus.wake(f"self:{self.role}:{id(self)}")
-
     # --- claiming ---
 
     def _claim_loop(self) -> None:
-        reaped = 0.0
+        woken, reaped = True, 0.0
         while not self._stopping.is_set():
             try:
                 if time.monotonic() - reaped >= SWEEP:
                     reaped = time.monotonic()
                     self.core.journal.reap()
-                more = self._claim()
+                self._claim(look_first=not woken)
             except Exception:
                 _log.exception("claiming failed; trying again")
-                more = False
                 time.sleep(0.2)
-            if not more:
-                self._wakes.wait(SWEEP)
+            woken = self._wakes.wait(SWEEP)
 
-    def _claim(self) -> bool:
-        """Claim and start what fits; whether there may be more at once."""
+    def _claim(self, *, look_first: bool) -> None:
+        """Claim and start what fits. What comes later wakes the loop again, so one look is enough."""
         free = self._size - len(self._running)
-        if free <= 0:
-            return False
-        claimed = self.core.journal.claim(self.role, list(self.backends), free)
+        self._starved = free <= 0
+        if self._starved:
+            return
+        claimed = self.core.journal.claim(self.role, list(self.backends), free, look_first=look_first)
+        self._starved = len(claimed) == free
         for row in claimed:
             future = self._pool.submit(self._run, row)
             with self._lock:
                 self._running.add(future)
             future.add_done_callback(self._ended)
-        return bool(claimed) and len(claimed) < free
 
     def _run(self, row: Operation) -> None:
         self.core.journal.run(self.core, row, self.backends.get(row.host or ""))
@@ -127,7 +124,8 @@ class RoleService:
     def _ended(self, future: Future[None]) -> None:
         with self._lock:
             self._running.discard(future)
-        self._nudge()
+        if self._starved:
+            self._wakes.notify()
 
     # --- keeping: leases, heartbeat, statistics, exports ---
 

@@ -16,6 +16,9 @@ _classes = tables.quota_class_limits.c
 _usages = tables.quota_usages.c
 
 
+_TYPE_NAMES = sa.select(tables.volume_types.c.name)
+
+
 @lru_cache(maxsize=1)
 def _select_limits() -> sa.Select[Any]:
     return sa.select(_limits.resource, _limits.hard_limit).where(
@@ -42,7 +45,7 @@ def _select_usages() -> sa.Select[Any]:
 def class_limits(connection: sa.Connection, options: QuotaOptions, name: str) -> dict[str, int]:
     """A quota class's limits; `default` is what every project has unless told otherwise."""
     limits = options.defaults()
-    for (type_name,) in connection.execute(sa.select(tables.volume_types.c.name)):
+    for (type_name,) in connection.execute(_TYPE_NAMES):
         limits |= {f"{kind}_{type_name}": -1 for kind in ("volumes", "gigabytes", "snapshots")}
     limits |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": "default"})}
     if name != "default":

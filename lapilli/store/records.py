@@ -192,11 +192,21 @@ def insert(connection: sa.Connection, record: Record) -> None:
 
 def update(connection: sa.Connection, kind: type[Record], identifier: str, **changes: Any) -> bool:
     """Change columns of one record; False when it is not there. Statuses go through `enter` and `leave`."""
-    table = TABLES[kind]
-    if "updated_at" in table.c:
+    if "updated_at" in TABLES[kind].c:
         changes.setdefault("updated_at", now())
-    key = next(iter(table.primary_key.columns))
-    return connection.execute(table.update().where(key == identifier).values(**changes)).rowcount > 0
+    values = {f"new_{name}": value for name, value in changes.items()}
+    return connection.execute(_update(kind, tuple(changes)), {"key": identifier, **values}).rowcount > 0
+
+
+@lru_cache(maxsize=256)
+def _update(kind: type[Record], names: tuple[str, ...]) -> sa.Update:
+    """An update by key; made once per set of columns, since making it costs more than running it."""
+    table = TABLES[kind]
+    return (
+        table.update()
+        .where(next(iter(table.primary_key.columns)) == sa.bindparam("key"))
+        .values({name: sa.bindparam(f"new_{name}") for name in names})
+    )
 
 
 def delete(connection: sa.Connection, kind: type[Record], identifier: str) -> bool:
@@ -310,10 +320,12 @@ def attachments_of(connection: sa.Connection, volume_ids: Sequence[str]) -> dict
     return found
 
 
+_TYPE_NAMES = sa.select(tables.volume_types.c.id, tables.volume_types.c.name)
+
+
 def type_names(connection: sa.Connection) -> Mapping[str, str]:
     """Volume type names by id."""
-    rows = connection.execute(sa.select(tables.volume_types.c.id, tables.volume_types.c.name))
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: row[1] for row in connection.execute(_TYPE_NAMES)}
 
 
 def message(
