@@ -86,19 +86,28 @@ def check_volume_size(size: int, limits: Mapping[str, int]) -> None:
         )
 
 
+# resource -> the upstream exception's name; a per-type resource is named after what it counts
+_REFUSALS = {
+    "gigabytes": "VolumeSizeExceedsAvailableQuota",
+    "backup_gigabytes": "VolumeBackupSizeExceedsAvailableQuota",
+    "volumes": "VolumeLimitExceeded",
+    "snapshots": "SnapshotLimitExceeded",
+    "backups": "BackupLimitExceeded",
+    "groups": "GroupLimitExceeded",
+}
+
+
 def _refusal(
     over: list[str], deltas: Mapping[str, int], limits: Mapping[str, int], usages: Mapping[str, Usage]
 ) -> OverQuota:
-    name = min(over, key=lambda each: (not each.startswith("gigabytes"), each))
-    held = usages.get(name, Usage())
-    taken = held.in_use + held.reserved
-    if name.startswith("gigabytes"):
-        return OverQuota(
-            "VolumeSizeExceedsAvailableQuota",
-            f"{deltas[name]} GiB asked for, but quota '{name}' is {limits.get(name, MAX)} GiB "
-            f"and {taken} GiB are taken.",
-        )
-    words = {"volumes": "Volume", "snapshots": "Snapshot", "backups": "Backup", "groups": "Group"}
-    kind = words.get(name.split("_", 1)[0])
-    told = f"quota '{name}' is {limits.get(name, MAX)} and {taken} are taken."
-    return OverQuota(f"{kind}LimitExceeded" if kind else "UnexpectedOverQuota", told)
+    """Named after the first resource that is over, sizes before counts; all of them are told."""
+    over = sorted(over, key=lambda each: ("gigabytes" not in each, each))
+    first = next((word for word in _REFUSALS if over[0] == word or over[0].startswith(f"{word}_")), "")
+    told = [_told(name, deltas[name], limits.get(name, -1), usages.get(name, Usage())) for name in over]
+    return OverQuota(_REFUSALS.get(first, "UnexpectedOverQuota"), "; ".join(told) + ".")
+
+
+def _told(name: str, delta: int, limit: int, held: Usage) -> str:
+    unit = " GiB" if "gigabytes" in name else ""
+    most, taken = limit if limit >= 0 else MAX, held.in_use + held.reserved
+    return f"{delta}{unit} asked for, but quota '{name}' is {most}{unit}, of which {taken} are taken"
