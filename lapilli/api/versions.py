@@ -7,6 +7,7 @@ declaration names it), "edge" (a rule of the edge itself: listing or app), "none
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lapilli.errors import InvalidInput, VersionOutOfRange
@@ -101,6 +102,7 @@ TABLE: dict[int, Microversion] = {row.minor: row for row in _ROWS}
 MAXIMUM = max(TABLE)
 
 
+@lru_cache(maxsize=256)  # clients send few spellings
 def negotiate(header: str | None) -> int:
     """The minor number that a request asks for. Raises `InvalidInput` or `VersionOutOfRange`."""
     if header is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from lapilli.config import Config, ServiceOptions
 from lapilli.domain.placement import SchedulerOptions
@@ -37,22 +38,22 @@ class Core:
         """Whether back ends may still be about to report for the first time."""
         return time.monotonic() - self.started < self.scheduler.scheduler_driver_init_wait_time
 
-    @property
+    @cached_property
     def service(self) -> ServiceOptions:
         """Options that every role reads."""
         return self.config.read(ServiceOptions)
 
-    @property
+    @cached_property
     def options(self) -> VolumeOptions:
         """Options about volumes, images and messages."""
         return self.config.read(VolumeOptions)
 
-    @property
+    @cached_property
     def quota(self) -> QuotaOptions:
         """Default limits."""
         return self.config.read(QuotaOptions)
 
-    @property
+    @cached_property
     def scheduler(self) -> SchedulerOptions:
         """How pools are chosen."""
         return self.config.read(SchedulerOptions)
