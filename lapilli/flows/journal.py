@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,7 +150,7 @@ class Work:
     results: dict[str, Any] = field(default_factory=dict)
     next_host: str | None = None
     reschedule: bool = False
-    others_wait: bool = False  # for the lane that this operation has left
+    waiting: str | None = None  # topic of whoever may go on in the lane that this operation has left
     _told: float = 0.0
 
     @property
@@ -201,6 +202,8 @@ class Journal:
         self.store = store
         self.bus = bus
         self.owner = owner_name()
+        self._lock = threading.Lock()
+        self._running: set[str] = set()  # what this process is at work on
 
     # --- the submitting side ---
 
@@ -274,42 +277,32 @@ class Journal:
     ) -> list[Operation]:
         """Claim up to `most` operations that this process may run, oldest first, one per lane.
 
-        `look_first` spares an idle sweep the write lock.
+        A lane is worked off in order: what is queued in it waits for everything older, also while that is
+        postponed. `look_first` spares an idle sweep the write lock.
         """
-        moment = records.now()
         if look_first:
             with self.store.read() as connection:
-                if connection.execute(_claimable(role), self._wanted(hosts, moment, 1)).first() is None:
+                if connection.execute(_claimable(role), _wanted(hosts, records.now(), 1)).first() is None:
                     return []
-        claimed: list[Operation] = []
         with self.store.write() as connection:
-            rows = connection.execute(_claimable(role), self._wanted(hosts, moment, most * 4)).all()
-            lanes: set[str] = set()
-            for row in rows:
-                found = records.make(Operation, row)
-                if found.lane in lanes or len(claimed) == most:
-                    continue
-                lanes.add(found.lane)
-                claimed.append(found)
+            moment = records.now()
+            rows = connection.execute(_claimable(role), _wanted(hosts, moment, most)).all()
+            claimed = [records.make(Operation, row) for row in rows]
             if claimed:
-                values = {
-                    "me": self.owner,
-                    "lease": moment + LEASE,
-                    "moment": moment,
-                }
+                values = {"me": self.owner, "lease": moment + LEASE, "moment": moment}
                 connection.execute(_take(), [{"op": each.id, **values} for each in claimed])
         return [_claimed(each, self.owner) for each in claimed]
 
-    @staticmethod
-    def _wanted(hosts: Sequence[str], moment: Any, most: int) -> dict[str, Any]:
-        return {"hosts": list(hosts), "moment": moment, "most": most}
-
     def renew(self) -> None:
-        """Extend the leases of everything this process holds."""
+        """Extend the leases of everything that this process is at work on."""
+        with self._lock:
+            running = sorted(self._running)
+        if not running:
+            return
         with self.store.write() as connection:
             connection.execute(
                 tables.operations.update()
-                .where(_op.state.in_(HELD), _op.owner == self.owner)
+                .where(_op.state.in_(HELD), _op.owner == self.owner, _op.id.in_(running))
                 .values(lease_until=records.now() + LEASE)
             )
 
@@ -342,6 +335,8 @@ class Journal:
         """Run a claimed operation's leg to its end, or undo it. Never raises."""
         work = Work(core, row, backend, dict(row.results))
         events.set_request_id(row.request_id)
+        with self._lock:
+            self._running.add(row.id)
         try:
             if row.state == "reverting":
                 self._revert(work, _error_of(row), row.step)
@@ -354,6 +349,8 @@ class Journal:
                 "operation %s stopped unexpectedly; its lease will end and it is tried again", row.id
             )
         finally:
+            with self._lock:
+                self._running.discard(row.id)
             events.set_request_id(None)
 
     def _execute(self, work: Work) -> None:
@@ -389,15 +386,20 @@ class Journal:
 
     def _advance(self, work: Work, tasks: Sequence[Task], step: int) -> int:
         """One transaction: the record tasks that follow, and the journal's advance or the leg's end."""
-        with self.store.write() as connection:
-            work.fence(connection)
-            while step < len(tasks) and isinstance(task := tasks[step], RecordTask):
-                task.record(work, connection)
-                step += 1
-            if step < len(tasks):
-                work.fence(connection, step=step, results=work.results)
-            else:
-                self._end_leg(work, connection)
+        noted = dict(work.results)
+        try:
+            with self.store.write() as connection:
+                work.fence(connection)
+                while step < len(tasks) and isinstance(task := tasks[step], RecordTask):
+                    task.record(work, connection)
+                    step += 1
+                if step < len(tasks):
+                    work.fence(connection, step=step, results=work.results)
+                else:
+                    self._end_leg(work, connection)
+        except BaseException:
+            work.results = noted  # what was noted of a transaction that was rolled back is not so
+            raise
         if step == len(tasks):
             self._tell_end(work)
         return step
@@ -422,7 +424,8 @@ class Journal:
     def _finish(work: Work, connection: sa.Connection, state: str) -> None:
         ended = records.now()
         asked = {"lane": work.operation.lane, "op": work.operation.id}
-        work.others_wait = connection.execute(_lane_waits(), asked).first() is not None
+        following = connection.execute(_lane_waits(), asked).first()
+        work.waiting = topic(following.role, following.host) if following else None
         work.fence(
             connection,
             state=state,
@@ -442,8 +445,8 @@ class Journal:
         row, definition = work.operation, _KINDS[work.operation.kind]
         if definition.awaited:
             self.bus.wake(f"operation:{row.id}")
-        if work.others_wait:
-            self.bus.wake(topic(row.role, row.host))
+        if work.waiting is not None:
+            self.bus.wake(work.waiting)
         events.emit(
             f"{definition.event}.{outcome}",
             resource_id=row.resource_id,
@@ -454,53 +457,74 @@ class Journal:
         )
 
     def _revert(self, work: Work, error: Exception, step: int) -> None:
-        definition = _KINDS[work.operation.kind]
-        tasks = definition.legs[work.operation.role]
+        """Undo the leg's tasks from `step` down, and write the end. What fails in it is tried again later."""
         try:
-            for task in reversed(tasks[: step + 1]):
-                if isinstance(task, RecordTask):
-                    with work.transaction() as connection:
-                        task.unrecord(work, connection)
-                        step -= 1
-                        work.fence(connection, step=max(step, 0))
-                else:
-                    task.revert(work)
-                    step -= 1
+            self._undo(work, step)
         except LeaseLost:
             raise
         except Exception as problem:
-            if work.operation.attempts + 1 < REVERT_ATTEMPTS:
-                self._revert_later(work, problem)
+            if self._tried_again(work, problem):
                 return
             _log.exception("giving up undoing operation %s: something may be left behind", work.operation.id)
-        with self.store.write() as connection:
-            work.fence(connection)
-            definition.failed(work, connection, error)
-            if work.reschedule:
-                work.fence(
-                    connection,
-                    role="scheduler",
-                    host=None,
-                    state="queued",
-                    step=0,
-                    owner=None,
-                    lease_until=None,
-                    results=work.results,
-                )
-            else:
+        try:
+            self._end_reverted(work, error)
+        except LeaseLost:
+            raise
+        except Exception as problem:
+            if self._tried_again(work, problem):
+                return
+            _log.exception("giving up operation %s: its resource stays as it is", work.operation.id)
+            work.reschedule = False
+            with self.store.write() as connection:
                 self._finish(work, connection, "failed")
         if work.reschedule:
             self.bus.wake("scheduler")
         else:
             self._tell(work, "error", reason=str(error))
 
-    def _revert_later(self, work: Work, problem: Exception) -> None:
-        attempts = work.operation.attempts + 1
-        _log.warning("undoing operation %s failed, trying again: %s", work.operation.id, problem)
-        with work.transaction() as connection:
+    @staticmethod
+    def _undo(work: Work, step: int) -> None:
+        tasks = _KINDS[work.operation.kind].legs[work.operation.role]
+        for number in range(step, -1, -1):
+            task = tasks[number]
+            if isinstance(task, RecordTask):
+                with work.transaction() as connection:
+                    task.unrecord(work, connection)
+                    work.fence(connection, step=max(number - 1, 0))
+            else:
+                task.revert(work)
+
+    def _end_reverted(self, work: Work, error: Exception) -> None:
+        with self.store.write() as connection:
+            work.fence(connection)
+            _KINDS[work.operation.kind].failed(work, connection, error)
+            if not work.reschedule:
+                self._finish(work, connection, "failed")
+                return
             work.fence(
-                connection, attempts=attempts, lease_until=records.now() + timedelta(seconds=2**attempts)
+                connection,
+                role="scheduler",
+                host=None,
+                state="queued",
+                step=0,
+                attempts=0,
+                owner=None,
+                lease_until=None,
+                results=work.results,
+                error=None,
             )
+
+    @staticmethod
+    def _tried_again(work: Work, problem: Exception) -> bool:
+        """Leave the operation to a later claim; False when it has been tried often enough."""
+        attempts = work.operation.attempts + 1
+        if attempts >= REVERT_ATTEMPTS:
+            return False
+        _log.warning("undoing operation %s failed, trying again: %s", work.operation.id, problem)
+        again = records.now() + timedelta(seconds=2**attempts)
+        with work.transaction() as connection:
+            work.fence(connection, attempts=attempts, lease_until=again)
+        return True
 
 
 def topic(role: str, host: str | None) -> str:
@@ -513,15 +537,24 @@ def _claimed(row: Operation, owner: str) -> Operation:
     return msgspec.structs.replace(row, claim=row.claim + 1, owner=owner, state=state)
 
 
+def _wanted(hosts: Sequence[str], moment: Any, most: int) -> dict[str, Any]:
+    return {"hosts": list(hosts), "moment": moment, "most": most}
+
+
 @lru_cache(maxsize=4)
 def _claimable(role: str) -> sa.Select[Any]:
     other = tables.operations.alias()
+    earlier = sa.or_(
+        other.c.created_at < _op.created_at,
+        sa.and_(other.c.created_at == _op.created_at, other.c.id < _op.id),
+    )
     lane_is_busy = (
         sa.select(other.c.id)
         .where(
             other.c.lane == _op.lane,
             other.c.id != _op.id,
-            other.c.state.in_(HELD),
+            other.c.state.in_(UNFINISHED),
+            sa.or_(other.c.state.in_(HELD), sa.and_(_op.state == "queued", earlier)),
         )
         .exists()
     )
@@ -536,7 +569,7 @@ def _claimable(role: str) -> sa.Select[Any]:
     return (
         sa.select(tables.operations)
         .where(*conditions)
-        .order_by(_op.created_at)
+        .order_by(_op.created_at, _op.id)
         .limit(sa.bindparam("most"))
         .with_for_update(skip_locked=True)
     )
@@ -554,8 +587,11 @@ def _fenced(names: tuple[str, ...]) -> sa.Update:
 
 @lru_cache(maxsize=1)
 def _lane_waits() -> sa.Select[Any]:
-    return sa.select(_op.id).where(
-        _op.lane == sa.bindparam("lane"), _op.state.in_(UNFINISHED), _op.id != sa.bindparam("op")
+    return (
+        sa.select(_op.role, _op.host)
+        .where(_op.lane == sa.bindparam("lane"), _op.state.in_(UNFINISHED), _op.id != sa.bindparam("op"))
+        .order_by(_op.created_at, _op.id)
+        .limit(1)
     )
 
 
