@@ -38,7 +38,7 @@ class Transition:
 _TEXT = """
 resource   | action                | from                                                           | while       | done           | failed          | event
 volume     | create                | (new)                                                          | creating    | available      | error           | volume.create
-volume     | download              | creating downloading                                           | downloading | available      | error           | volume.create
+volume     | download              | creating downloading                                           | downloading | (recomputed)   | error           | volume.create
 volume     | delete                | available error error_extending error_managing error_restoring | deleting    | (gone)         | error_deleting  | volume.delete
 volume     | force_delete          | (any)                                                          | deleting    | (gone)         | error_deleting  | volume.delete
 volume     | extend                | available                                                      | extending   | (back)         | error_extending | volume.resize
@@ -52,8 +52,8 @@ volume     | attach                | attaching available in-use reserved        
 volume     | begin_detaching       | in-use                                                         | -           | detaching      | (back)          | volume.begin_detaching
 volume     | roll_detaching        | detaching                                                      | -           | in-use         | (back)          | volume.roll_detaching
 volume     | detach                | (any)                                                          | -           | (recomputed)   | (back)          | volume.detach
-volume     | hold                  | available downloading                                          | -           | reserved       | (back)          | volume.reserve
-volume     | hold_shared           | available downloading in-use reserved                          | -           | reserved       | (back)          | volume.reserve
+volume     | hold                  | available                                                      | -           | reserved       | (back)          | volume.reserve
+volume     | hold_shared           | available in-use reserved                                      | -           | reserved       | (back)          | volume.reserve
 volume     | connect               | attaching available detaching in-use reserved                  | -           | attaching      | (back)          | volume.connect
 volume     | complete              | attaching in-use reserved                                      | -           | in-use         | (back)          | volume.attach
 snapshot   | create                | (new)                                                          | creating    | available      | error           | snapshot.create
@@ -101,6 +101,9 @@ SNAPSHOT_STATUSES = (
 
 # migration_status values that let other operations begin ("not migrating").
 NOT_MIGRATING = (None, "deleting", "error", "success")
+
+# statuses that follow from the attachments, and nothing else
+FOLLOWING = frozenset(("available", "reserved", "attaching", "detaching", "in-use"))
 
 _STRENGTH = ("attached", "attaching", "detaching", "reserved")
 

@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli.domain.model import Attachment, Connection, Export, Volume
-from lapilli.domain.states import transition
-from lapilli.errors import StorageError
+from lapilli.domain.states import FOLLOWING, NOT_MIGRATING, transition, while_states
+from lapilli.errors import Conflict, StorageError
 from lapilli.flows.journal import RecordTask, Task, Work, operation
 from lapilli.flows.volume_tasks import complain, load, reference
 from lapilli.ports.target import ExportSpec
@@ -29,6 +29,11 @@ def holders(connection: sa.Connection, volume_id: str) -> list[Connection]:
     return records.all_of(connection, Connection, _connections.c.volume_id == volume_id)
 
 
+def all_attachments(connection: sa.Connection, volume_id: str) -> list[Attachment]:
+    """Every attachment of a volume, in whatever status."""
+    return records.all_of(connection, Attachment, tables.attachments.c.volume_id == volume_id)
+
+
 def _drop_holder(connection: sa.Connection, volume_id: str, leaving: list[str]) -> None:
     """Remove holders; the export's row goes with the last."""
     connection.execute(
@@ -42,8 +47,12 @@ class PrepareExport(RecordTask):
     """Choose the export's name and secret, and enter the holder."""
 
     def record(self, work: Work, connection: sa.Connection) -> None:
-        """Write what is missing of the two rows."""
+        """Write what is missing of the two rows. Raises `NotFound`, `Conflict`."""
         volume_id, backend = work.resource_id, work.storage
+        if work.args.get("attachment_id"):
+            records.get(connection, Attachment, work.args["attachment_id"])
+        if work.args.get("attachment_id") and not work.args.get("made_for_this"):
+            _still_may(connection, volume_id, work.args["attachment_id"])
         if records.find(connection, Export, volume_id) is None:
             data, secret = backend.target.prepare(volume_id)
             records.insert(
@@ -58,6 +67,7 @@ class PrepareExport(RecordTask):
                 ),
             )
         if work.args["holder"] not in {each.holder for each in holders(connection, volume_id)}:
+            work.results["joined"] = True  # one that was connected before stays so when this call fails
             records.insert(
                 connection,
                 Connection(
@@ -70,7 +80,16 @@ class PrepareExport(RecordTask):
 
     def unrecord(self, work: Work, connection: sa.Connection) -> None:
         """Take the holder out again."""
-        _drop_holder(connection, work.resource_id, [work.args["holder"]])
+        if work.results.get("joined"):
+            _drop_holder(connection, work.resource_id, [work.args["holder"]])
+
+
+def _still_may(connection: sa.Connection, volume_id: str, attachment_id: str) -> None:
+    """Look again, in the lane, at what the call has checked: whether somebody else is connected."""
+    volume = records.get(connection, Volume, volume_id)
+    others = [each for each in all_attachments(connection, volume_id) if each.id != attachment_id]
+    if not volume.multiattach and any(each.connector for each in others):
+        raise Conflict(f"Volume {volume_id} is connected already, and does not allow several attachments.")
 
 
 class ExportVolume(Task):
@@ -88,7 +107,7 @@ class ExportVolume(Task):
         with work.core.store.read() as connection:
             others = [h for h in holders(connection, work.resource_id) if h.holder != work.args["holder"]]
             export = records.find(connection, Export, work.resource_id)
-        if not others and export is not None:
+        if work.results.get("joined") and not others and export is not None:
             work.storage.target.unexport(work.resource_id, export.data)
 
 
@@ -152,20 +171,23 @@ class ConnectOnFinish(RecordTask):
 
 
 def connect_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
-    """An attachment made for this call goes; one that was reserved before stays, marked."""
+    """An attachment made for this call goes; one that was reserved stays, marked; a connected one stays."""
     attachment_id = work.args.get("attachment_id")
-    if attachment_id is None:
+    if attachment_id is None or records.find(connection, Attachment, attachment_id) is None:
         return
     complain(work, connection, "VOLUME", "004", error)
     if work.args.get("made_for_this"):
         records.delete(connection, Attachment, attachment_id)
         recompute(connection, work.resource_id)
-    else:
+    elif work.results.get("joined"):
         records.enter(connection, CONNECT_ATTACHMENT, attachment_id, status=CONNECT_ATTACHMENT.failed)
 
 
 def recompute(connection: sa.Connection, volume_id: str) -> None:
-    """Let the volume's status follow from its attachments; not while it is migrated or uploaded."""
+    """Let the volume's status follow from its attachments.
+
+    Not while it is migrated, nor while an operation holds it: that one then goes back to what follows now.
+    """
     volume = records.find(connection, Volume, volume_id)
     if volume is None:
         return
@@ -174,12 +196,15 @@ def recompute(connection: sa.Connection, volume_id: str) -> None:
     if attach_status == "detached":
         kept = {key: value for key, value in volume.admin_metadata.items() if key != "attached_mode"}
         changes["admin_metadata"] = kept
-    if attach_status == "detached" and (
-        volume.status == "uploading" or volume.migration_status not in (None, "success", "error", "deleting")
-    ):
+    migrating = volume.migration_status not in NOT_MIGRATING
+    if volume.status in while_states("volume"):
+        if volume.previous_status in FOLLOWING:
+            changes["previous_status"] = status
         records.update(connection, Volume, volume_id, **changes)
-        return
-    records.enter(connection, DETACH_VOLUME, volume_id, status=status, **changes)
+    elif migrating and attach_status == "detached":
+        records.update(connection, Volume, volume_id, **changes)
+    else:
+        records.enter(connection, DETACH_VOLUME, volume_id, status=status, **changes)
 
 
 operation(

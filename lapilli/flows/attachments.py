@@ -7,30 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import sqlalchemy as sa
-
 from lapilli import events
 from lapilli.context import Context
 from lapilli.domain.model import Attachment, Operation, Volume
 from lapilli.domain.states import transition
 from lapilli.errors import Conflict, InvalidState
-from lapilli.flows.attachment_tasks import holders, recompute
+from lapilli.flows.attachment_tasks import all_attachments, holders, recompute
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
 from lapilli.flows.volumes import NOT_MIGRATING
 from lapilli.store import records, tables
 
 _volume = tables.volumes.c
-_attachment = tables.attachments.c
 
 
 def _refuse_maintenance(volume: Volume) -> None:
     if volume.status == "maintenance":
         raise InvalidState("Invalid volume: it is in maintenance.")
-
-
-def _of(connection: sa.Connection, volume_id: str) -> list[Attachment]:
-    return records.all_of(connection, Attachment, _attachment.volume_id == volume_id)
 
 
 # --- the calls without attachments (before 3.27) ---------------------------------------------------------
@@ -85,7 +78,7 @@ def attach(
         _refuse_maintenance(fresh)
         if fresh.readonly and mode != "ro":
             raise InvalidState("Invalid volume: it is read-only and can only be attached with mode ro.")
-        present = _of(connection, volume.id)
+        present = all_attachments(connection, volume.id)
         for each in present:
             same = each.instance_id == instance_id if instance_id else each.attached_host == host_name
             if same and each.attach_status == "attached":
@@ -119,20 +112,13 @@ def attach(
 
 def detach(core: Core, context: Context, volume: Volume, attachment_id: str | None) -> None:
     """Forget one attachment. An unknown id is success: it is detached already."""
-    del context
-    with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
-        _refuse_maintenance(fresh)
-        present = _of(connection, volume.id)
-        if attachment_id is None and len(present) > 1:
-            raise InvalidState("Invalid volume: it has several attachments, so attachment_id is needed.")
-        gone = [each for each in present if attachment_id in (None, each.id)]
-        if attachment_id is not None and not gone:
-            return
-        for each in gone:
-            records.delete(connection, Attachment, each.id)
-        recompute(connection, volume.id)
-    events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)
+    with core.store.read() as connection:
+        _refuse_maintenance(records.get(connection, Volume, volume.id))
+        present = [each.id for each in all_attachments(connection, volume.id)]
+    if attachment_id is None and len(present) > 1:
+        raise InvalidState("Invalid volume: it has several attachments, so attachment_id is needed.")
+    if attachment_id is None or attachment_id in present:
+        _withdraw(core, context, volume, attachment_id or next(iter(present), None))
 
 
 def force_detach(
@@ -171,7 +157,6 @@ def terminate_connection(
     core: Core, context: Context, volume: Volume, connector: dict[str, Any] | None
 ) -> None:
     """Withdraw a connector (None: all of them), then act as `unreserve`."""
-    _refuse_maintenance(volume)
     with core.store.read() as connection:
         held = [each.holder for each in holders(connection, volume.id)]
     leaving = [
@@ -214,11 +199,16 @@ def create(
         if "error" in fresh.status:
             raise InvalidState(f"Invalid volume: it is in status {fresh.status}.")
         same_server = instance_id is not None and any(
-            each.instance_id == instance_id for each in _of(connection, volume.id)
+            each.instance_id == instance_id for each in all_attachments(connection, volume.id)
         )
         records.insert(connection, made)
-        if not (same_server and fresh.status in ("in-use", "reserved")):
-            attach_status = records.summary_of(connection, volume.id)[1]
+        attach_status = records.summary_of(connection, volume.id)[1]
+        if same_server and fresh.status in ("in-use", "reserved"):
+            pass
+        elif fresh.status == "downloading" and (volume.multiattach or fresh.attach_status == "detached"):
+            # the create goes on, and leaves it reserved instead of available
+            records.update(connection, Volume, volume.id, attach_status=attach_status)
+        else:
             records.enter(connection, row, volume.id, attach_status=attach_status)
     if connector:
         args = {"attachment_id": made.id, "made_for_this": True}
@@ -231,7 +221,7 @@ def update(core: Core, context: Context, attachment: Attachment, connector: dict
     """Connect a reserved attachment. Raises `Conflict` for an errored volume or a second connector."""
     with core.store.read() as connection:
         volume = records.get(connection, Volume, attachment.volume_id)
-        others = [each for each in _of(connection, volume.id) if each.id != attachment.id]
+        others = [each for each in all_attachments(connection, volume.id) if each.id != attachment.id]
     if "error" in volume.status:
         raise Conflict(f"Volume {volume.id} is in status {volume.status}.")
     if not volume.multiattach and any(each.connector for each in others):
@@ -276,16 +266,23 @@ def delete(core: Core, context: Context, attachment: Attachment) -> list[Attachm
     """Withdraw it, with its export when it was the last; returns the attachments that remain."""
     with core.store.read() as connection:
         volume = records.get(connection, Volume, attachment.volume_id)
-        connected = any(each.holder == attachment.id for each in holders(connection, volume.id))
-    if connected:
-        _disconnect(core, context, volume, [attachment.id], attachment.id)
-    else:
-        with core.store.write(durable=True) as connection:
-            records.delete(connection, Attachment, attachment.id)
-            recompute(connection, volume.id)
-    events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)
+    _withdraw(core, context, volume, attachment.id)
     with core.store.read() as connection:
-        return _of(connection, volume.id)
+        return all_attachments(connection, volume.id)
+
+
+def _withdraw(core: Core, context: Context, volume: Volume, attachment_id: str | None) -> None:
+    """Remove an attachment (if there is one): at once, or by an operation when the target knows it."""
+    with core.store.write(durable=True) as connection:
+        # looked for in the transaction that would remove it: whoever connects it now finds it gone, or held
+        connected = any(each.holder == attachment_id for each in holders(connection, volume.id))
+        if not connected:
+            if attachment_id is not None:
+                records.delete(connection, Attachment, attachment_id)
+            recompute(connection, volume.id)
+    if connected and attachment_id is not None:
+        _disconnect(core, context, volume, [attachment_id], attachment_id)
+    events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)
 
 
 # --- waiting for the target ------------------------------------------------------------------------------
