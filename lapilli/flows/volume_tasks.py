@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, VolumeType
-from lapilli.domain.states import transition
+from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
 from lapilli.flows.journal import Postponed, RecordTask, Task, Work, operation
 from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
@@ -24,6 +24,7 @@ DELETE = transition("volume", "delete")
 EXTEND = transition("volume", "extend")
 UPLOAD = transition("volume", "upload")
 DELETE_SNAPSHOT = transition("snapshot", "delete")
+REFUSED_SNAPSHOT = transition("snapshot", "delete_refused")
 GIB = 2**30
 
 _pool = tables.pools.c
@@ -218,6 +219,7 @@ def on_failure_reschedule(work: Work, connection: sa.Connection, error: Exceptio
             retriable
             and len(avoid) < work.core.scheduler.scheduler_max_attempts
             and not work.args["spec"]["pool"]
+            and volume.status != DELETE.during  # by force: whoever deletes looks where it is now
         ):
             work.results["avoid"] = avoid
             work.reschedule = True
@@ -225,7 +227,9 @@ def on_failure_reschedule(work: Work, connection: sa.Connection, error: Exceptio
     unplaced = has_code(error, NoValidBackend)
     action = "001" if unplaced else ("005" if volume.image_id else "008")
     fault = complain(work, connection, "VOLUME", action, error)
-    end_create(connection, volume.id, "failed", fault=fault)
+    if end_create(connection, volume.id, "failed", fault=fault, attach_status="detached"):
+        attachments = tables.attachments  # made while it was downloading
+        connection.execute(attachments.delete().where(attachments.c.volume_id == volume.id))
 
 
 operation(
@@ -248,12 +252,7 @@ class DeleteVolume(Task):
         with work.core.store.read() as connection:
             volume = records.find(connection, Volume, work.resource_id)
             export = records.find(connection, Export, work.resource_id)
-            doomed = records.all_of(
-                connection,
-                Snapshot,
-                tables.snapshots.c.volume_id == work.resource_id,
-                tables.snapshots.c.status == "deleting",
-            )
+            doomed = records.all_of(connection, Snapshot, tables.snapshots.c.volume_id == work.resource_id)
         if volume is None:
             return
         if export is not None:
@@ -261,6 +260,8 @@ class DeleteVolume(Task):
         if work.args.get("cascade"):
             for snapshot in doomed:
                 work.storage.driver.delete_snapshot(snapshot_reference(snapshot, volume.host or ""))
+                with work.transaction() as connection:
+                    forget_snapshot(work.core.quota, connection, snapshot)
         work.storage.driver.delete(reference(volume))
 
 
@@ -270,13 +271,12 @@ class DeleteVolumeOnFinish(RecordTask):
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction for rows, quota and capacity."""
         volume = records.find(connection, Volume, work.resource_id)
-        if volume is None or not records.leave(connection, DELETE, volume.id, "done"):
+        if volume is None:
             return
+        # whatever the administrator has reset its status to meanwhile: its bytes are gone
+        if not records.leave(connection, DELETE, volume.id, "done"):
+            records.delete(connection, Volume, volume.id)
         forget_volume(work.core.quota, connection, volume)
-        if work.args.get("cascade"):
-            snapshots = records.all_of(connection, Snapshot, tables.snapshots.c.volume_id == volume.id)
-            for snapshot in snapshots:
-                forget_snapshot(work.core.quota, connection, snapshot)
 
 
 def forget_volume(options: quota_rules.QuotaOptions, connection: sa.Connection, volume: Volume) -> None:
@@ -292,8 +292,10 @@ def forget_volume(options: quota_rules.QuotaOptions, connection: sa.Connection, 
 
 
 def forget_snapshot(options: quota_rules.QuotaOptions, connection: sa.Connection, snapshot: Snapshot) -> None:
-    """Remove a snapshot's row and give back its quota."""
-    if not records.leave(connection, DELETE_SNAPSHOT, snapshot.id, "done"):
+    """Remove the row of a snapshot that is gone, whatever its status, and give back its quota."""
+    if not records.leave(connection, DELETE_SNAPSHOT, snapshot.id, "done") and not records.delete(
+        connection, Snapshot, snapshot.id
+    ):
         return
     type_name = records.get(connection, VolumeType, snapshot.volume_type_id).name
     if snapshot.consumes_quota:
@@ -302,16 +304,24 @@ def forget_snapshot(options: quota_rules.QuotaOptions, connection: sa.Connection
 
 
 def delete_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
-    """Busy: as it was. Else: error_deleting. Its snapshots follow what became of them."""
-    outcome = "refused" if has_code(error, Busy) else "failed"
-    fault = (
-        error.message if isinstance(error, LapilliError) else "An unexpected error; see the service's log."
-    )
-    records.leave(connection, DELETE, work.resource_id, outcome, fault=fault)
+    """Busy: as it was. Else: error_deleting. The same for the snapshots that are still there."""
+    volume = records.find(connection, Volume, work.resource_id)
+    busy = has_code(error, Busy)
+    if volume is not None:
+        # what was deleted by force out of an operation's hands cannot go back into them
+        back = busy and volume.previous_status not in while_states("volume")
+        fault = (
+            error.message
+            if isinstance(error, LapilliError)
+            else "An unexpected error; see the service's log."
+        )
+        records.leave(connection, DELETE, volume.id, "refused" if back else "failed", fault=fault)
     if work.args.get("cascade"):
-        snapshots = records.all_of(connection, Snapshot, tables.snapshots.c.volume_id == work.resource_id)
-        for snapshot in snapshots:
-            records.leave(connection, DELETE_SNAPSHOT, snapshot.id, "failed")
+        row = REFUSED_SNAPSHOT if busy else DELETE_SNAPSHOT
+        for snapshot in records.all_of(
+            connection, Snapshot, tables.snapshots.c.volume_id == work.resource_id
+        ):
+            records.leave(connection, row, snapshot.id, "failed")
 
 
 operation(
@@ -338,6 +348,13 @@ def _settle_growth(work: Work, connection: sa.Connection, *, commit: bool) -> No
     quotas.settle(connection, work.args["project_id"], deltas, commit=commit)
 
 
+def _report_is_due(work: Work, connection: sa.Connection, volume: Volume) -> bool:
+    """Whether the service has only just started, and the volume's back end has not reported since."""
+    pool = records.find(connection, Pool, volume.host or "")
+    reported = pool.reported_at if pool else None
+    return work.core.just_started and (reported is None or reported < work.core.started_at)
+
+
 class ScheduleExtendVolume(RecordTask):
     """See that the pool has room for the growth, and take it."""
 
@@ -355,7 +372,10 @@ class ScheduleExtendVolume(RecordTask):
             pinned_why="the volume lives elsewhere",
             over_subscription=options.max_over_subscription_ratio,
         )
-        placement.choose(request, candidates(connection, work.core.service.service_down_time), options)
+        pools = candidates(connection, work.core.service.service_down_time)
+        if not any(pool.name == volume.host for pool in pools) and _report_is_due(work, connection, volume):
+            raise Postponed(0.1)
+        placement.choose(request, pools, options)
         claim_capacity(connection, volume.host or "", growth)
         work.results["claimed"] = growth
         work.next_host = backend_host(volume.host or "")
@@ -382,7 +402,10 @@ class ExtendVolumeOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction."""
-        records.leave(connection, EXTEND, work.resource_id, "done", size=work.args["new_size"])
+        size = work.args["new_size"]
+        # whatever its status is meanwhile (deleted by force, or reset): it has grown
+        if not records.leave(connection, EXTEND, work.resource_id, "done", size=size):
+            records.update(connection, Volume, work.resource_id, size=size)
         _settle_growth(work, connection, commit=True)
 
 
@@ -420,6 +443,8 @@ class UploadVolume(Task):
         """Raises `StorageError`."""
         volume, images = load(work), work.core.images
         image_id, disk_format = work.args["image_id"], work.args["disk_format"]
+        if images.get(image_id).status == "active":
+            return  # done by a worker that died before it could say so
         path = os.path.join(images.upload_directory(), f"{image_id}.part")
         address = work.storage.driver.address(reference(volume))
         work.core.converter.from_raw(address, disk_format, path, work.progress)

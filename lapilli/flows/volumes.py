@@ -96,6 +96,8 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
     }
     args = {"spec": spec, "bootable": volume.bootable or sources.image is not None}
     with core.store.write(durable=True) as connection:
+        # again: it may have been renamed, which moves its quota, or deleted
+        kind = records.get(connection, VolumeType, kind.id)
         limits = quotas.in_force(connection, core.quota, context.project_id)
         quota_rules.check_volume_size(size, limits)
         deltas = quota_rules.volume_deltas(size, kind.name)
