@@ -142,6 +142,22 @@ def test_an_initiator_sees_the_new_size_and_keeps_its_session(tgt: Tgt, exportab
     assert io(spec, "write -P 6 100M 64k", "read -P 6 100M 64k").returncode == 0
 
 
+def test_resizing_fails_no_command_of_a_busy_guest(tgt: Tgt, exportable: Exportable) -> None:
+    spec = exportable(tgt)
+    tgt.export(spec)
+    command = ["qemu-img", "bench", "-f", "raw", "-c", "1000000", "-d", "1", "-t", "none", "-w", url(spec)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as guest:
+        time.sleep(0.2)
+        for step in range(1, 31):
+            os.truncate(spec.address.location, (64 + step) * MIB)
+            tgt.resize(spec, 1)
+        still = guest.poll() is None
+        guest.kill()
+        assert guest.stderr is not None
+        assert still, guest.stderr.read()
+    assert capacity(spec) == 94 * MIB
+
+
 def test_resizing_what_is_not_exported_is_no_fault(tgt: Tgt, exportable: Exportable) -> None:
     tgt.resize(exportable(tgt), 1)
     assert list(tgt.exports()) == []
