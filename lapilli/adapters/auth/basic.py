@@ -7,8 +7,6 @@ digest, so that bcrypt's cost is not paid per request; a changed file forgets th
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import hmac
 import os
 import secrets
@@ -66,22 +64,22 @@ class BasicAuthenticator:
         self._lock = threading.Lock()
         self._key = secrets.token_bytes(32)
         self._stamp: tuple[int, int] | None = None
-        self._users: dict[str, User] = {}
-        self._verified: dict[bytes, float] = {}
+        self._known: tuple[dict[str, User], dict[bytes, tuple[str, float]]] = ({}, {})
         self._nobody = bcrypt.hashpw(b"nobody", bcrypt.gensalt(10))
 
     def authenticate(self, headers: Mapping[str, str]) -> Context:
         """Raises `Unauthorized`."""
-        name, password = _credentials(headers.get("AUTHORIZATION", ""))
+        header = headers.get("AUTHORIZATION", "")
         self._reload()
-        user = self._users.get(name)
-        digest = hmac.new(self._key, f"{name}\0{password}".encode(), hashlib.sha256).digest()
-        if user is None or self._verified.get(digest, 0.0) < time.monotonic():
-            # an unknown name costs as much as a wrong password, so that names cannot be guessed by time
-            correct = _correct(password, user.hash if user else self._nobody)
-            if user is None or not correct:
-                raise Unauthorized("The user name or the password is wrong.")
-            self._verified[digest] = time.monotonic() + _REMEMBER
+        # users by name, and digests of verified headers with their user's name and end; taken together, so
+        # that a password checked against a file that has changed meanwhile is not remembered
+        users, verified = self._known
+        digest = hmac.digest(self._key, header.encode(), "sha256")
+        name, until = verified.get(digest, ("", 0.0))
+        if until < time.monotonic():
+            name = _verify(users, header, self._nobody)
+            verified[digest] = (name, time.monotonic() + _REMEMBER)
+        user = users[name]
         return Context(user_id=user.id, project_id=user.project_id, roles=user.roles)
 
     def _reload(self) -> None:
@@ -94,9 +92,20 @@ class BasicAuthenticator:
             return
         with self._lock:
             with open(self._path, encoding="utf-8") as lines:
-                self._users = {user.name: user for line in lines if (user := _parse(line, self._path))}
-            self._verified = {}
+                users = {user.name: user for line in lines if (user := _parse(line, self._path))}
+            self._known = (users, {})
             self._stamp = stamp
+
+
+def _verify(users: Mapping[str, User], header: str, nobody: bytes) -> str:
+    """The name of the user whose password a header holds. Raises `Unauthorized`."""
+    name, password = _credentials(header)
+    user = users.get(name)
+    # an unknown name costs as much as a wrong password, so that names cannot be guessed by time
+    correct = _correct(password, user.hash if user else nobody)
+    if user is None or not correct:
+        raise Unauthorized("The user name or the password is wrong.")
+    return name
 
 
 def _correct(password: str, hashed: bytes) -> bool:
@@ -112,7 +121,7 @@ def _credentials(header: str) -> tuple[str, str]:
         raise Unauthorized
     try:
         name, separator, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, or not UTF-8 inside
         raise Unauthorized("The Authorization header cannot be read.") from None
     if not separator:
         raise Unauthorized("The Authorization header cannot be read.")
