@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -57,6 +56,7 @@ class RoleService:
         self._starved = False  # the last look was cut short by a lack of threads
         self._threads = [
             threading.Thread(target=self._claim_loop, name=f"{role}-claims", daemon=True),
+            threading.Thread(target=self._pulse_loop, name=f"{role}-pulse", daemon=True),
             threading.Thread(target=self._keep_loop, name=f"{role}-keeper", daemon=True),
         ]
         self._suspects: set[tuple[str, str]] = set()
@@ -106,9 +106,9 @@ class RoleService:
 
     def _claim(self, *, look_first: bool) -> None:
         """Claim and start what fits. What comes later wakes the loop again, so one look is enough."""
+        self._starved = True  # first: a thread that ends from now on must wake the loop
         free = self._size - len(self._running)
-        self._starved = free <= 0
-        if self._starved:
+        if free <= 0:
             return
         claimed = self.core.journal.claim(self.role, list(self.backends), free, look_first=look_first)
         self._starved = len(claimed) == free
@@ -129,21 +129,27 @@ class RoleService:
 
     # --- keeping: leases, heartbeat, statistics, exports ---
 
+    def _pulse_loop(self) -> None:
+        """What must not wait for a back end or a target that is slow."""
+        self._repeat(
+            (LEASE.total_seconds() / 3, self.core.journal.renew),
+            (float(self.core.service.report_interval), self._beat),
+        )
+
     def _keep_loop(self) -> None:
-        options = self.core.service
-        renew = LEASE.total_seconds() / 3
-        chores: list[list[Any]] = [
-            [renew, self._renew, 0.0],
-            [float(options.report_interval), self._beat, time.monotonic()],
-            [float(options.backend_stats_polling_interval), self._report_all, time.monotonic()],
-            [renew, self._watch_exports, time.monotonic()],
-            [600.0, self._forget, time.monotonic()],
-        ]
+        self._repeat(
+            (float(self.core.service.backend_stats_polling_interval), self._report_all),
+            (LEASE.total_seconds() / 3, self._watch_exports),
+            (600.0, self._forget),
+        )
+
+    def _repeat(self, *chores: tuple[float, Callable[[], None]]) -> None:
+        """Do each of (period in seconds, chore) again and again until the service stops."""
+        due = [time.monotonic() + period for period, _ in chores]
         while not self._stopping.wait(0.5):
-            for chore in chores:
-                period, work, last = chore
-                if time.monotonic() - last >= period:
-                    chore[2] = time.monotonic()
+            for number, (period, work) in enumerate(chores):
+                if time.monotonic() >= due[number]:
+                    due[number] = time.monotonic() + period
                     self._try(work)
 
     @staticmethod
@@ -152,10 +158,6 @@ class RoleService:
             work()
         except Exception:
             _log.exception("%s failed; it is tried again", work.__name__)
-
-    def _renew(self) -> None:
-        if self._running:
-            self.core.journal.renew()
 
     def _forget(self) -> None:
         if self.role == "scheduler":
@@ -266,6 +268,8 @@ class RoleService:
         """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants."""
         suspects: set[tuple[str, str]] = set()
         for backend in self.backends.values():
+            if backend.target.name == "local":
+                continue  # nothing is ever served, so nothing can be lost
             backend.target.start()
             served = set(backend.target.exports())
             wanted = self._wanted(backend)
