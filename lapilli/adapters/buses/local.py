@@ -10,7 +10,10 @@ import contextlib
 import os
 import socket
 import threading
+import time
 import uuid
+
+_TICK = 100_000_000  # nanoseconds, with room to spare
 
 
 class LocalSubscription:
@@ -72,10 +75,15 @@ class LocalBus:
                 pass  # a full queue: that process has wakes enough
 
     def _others(self) -> list[str]:
-        changed = os.stat(self._directory).st_mtime_ns
-        if changed != self._seen:
-            self._peers = [name for name in os.listdir(self._directory) if name != self._name]
-            self._seen = changed
+        try:
+            changed = os.stat(self._directory).st_mtime_ns
+            if changed != self._seen:
+                self._peers = [name for name in os.listdir(self._directory) if name != self._name]
+                # files' times tick every few milliseconds: another may still appear in this tick
+                settled = time.time_ns() - changed > _TICK
+                self._seen = changed if settled else -1
+        except OSError:
+            return []  # somebody has removed the directory: nobody can be reached
         return self._peers
 
     def subscribe(self, *topics: str) -> LocalSubscription:
@@ -110,10 +118,14 @@ class LocalBus:
             self._deliver(data.decode(errors="replace"))
 
     def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stop listening and remove the socket; a second time does nothing."""
+        if self._descriptor < 0:
+            return
         with contextlib.suppress(OSError):
             os.unlink(self._path(self._name))
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._sender.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
