@@ -178,20 +178,26 @@ class CreateVolumeFromSpec(Task):
             work.fence(connection)
             records.enter(connection, DOWNLOAD, volume.id)
         with work.core.single_flight(f"image-{key}"):
-            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key):
-                return
+            known = image.virtual_size
+            if known is not None:
+                _refuse_larger(image.id, known, volume)
+                if isinstance(driver, ImageCache) and driver.clone_cached(ref, key):
+                    return
             driver.create(ref)
             scratch = os.path.join(work.core.config.state_dir, "conversion")
             with work.core.images.fetch(image, scratch, work.progress) as path:
-                virtual = work.core.converter.check(path, image.disk_format)
-                if virtual > volume.size * GIB:
-                    raise ImageUnacceptable(
-                        f"Image {image.id} holds {virtual} bytes, more than the volume's {volume.size} GiB.",
-                        detail="007",
-                    )
+                _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), volume)
                 work.core.converter.to_raw(path, image.disk_format, driver.address(ref), work.progress)
             if isinstance(driver, ImageCache):
                 driver.keep_cached(ref, key)
+
+
+def _refuse_larger(image_id: str, virtual_bytes: int, volume: Volume) -> None:
+    if virtual_bytes > volume.size * GIB:
+        raise ImageUnacceptable(
+            f"Image {image_id} holds {virtual_bytes} bytes, more than the volume's {volume.size} GiB.",
+            detail="007",
+        )
 
 
 class CreateVolumeOnFinish(RecordTask):
