@@ -101,7 +101,7 @@ class Route:
         elif self.action is not None:
             positional.append(document)
         try:
-            call.enforce(self.rule)
+            access.enforce(call.context, self.rule)
         except Exception:
             if self.hidden:
                 raise NotFound("The resource could not be found.") from None

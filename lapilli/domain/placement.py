@@ -135,7 +135,7 @@ def choose(request: Request, pools: Sequence[Candidate], options: SchedulerOptio
             reasons.append(f"{pool.name}: {refusal}")
     if not passed:
         raise NoValidBackend(reasons)
-    return _weigh(passed, options)
+    return passed if len(passed) == 1 else _weigh(passed, options)
 
 
 def _pinned(request: Request, pool: Candidate) -> str | None:
@@ -147,8 +147,6 @@ def _pinned(request: Request, pool: Candidate) -> str | None:
 
 
 def _weigh(pools: list[Candidate], options: SchedulerOptions) -> list[Candidate]:
-    if len(pools) == 1:
-        return pools
     totals = dict.fromkeys((pool.name for pool in pools), 0.0)
     for name in options.scheduler_default_weighers:
         weigher, multiplier_option = WEIGHERS[name]

@@ -104,13 +104,9 @@ class Definition:
     actions: tuple[str, ...]  # the transition rows whose while-states it holds
     legs: Mapping[str, tuple[Task, ...]]
     failed: Failed
+    event: str  # type of its notifications, without `.start` or `.end`
     awaited: bool = False  # calls wait for its end
     version: int = 1
-
-    @property
-    def event(self) -> str:
-        """The notification's event type, without `.start` or `.end`."""
-        return states.transition(self.resource, self.actions[0]).event if self.actions else self.kind
 
 
 _KINDS: dict[str, Definition] = {}
@@ -130,7 +126,8 @@ def operation(
     `awaited` says that calls wait for its end, and must be woken.
     """
     legs = {role: tuple(tasks) for role, tasks in (("scheduler", scheduler), ("volume", volume)) if tasks}
-    definition = Definition(kind, on[0], on[1:], legs, failed, awaited)
+    event = states.transition(on[0], on[1]).event if on[1:] else kind
+    definition = Definition(kind, on[0], on[1:], legs, failed, event, awaited)
     _KINDS[kind] = definition
     return definition
 
@@ -280,13 +277,14 @@ class Journal:
         A lane is worked off in order: what is queued in it waits for everything older, also while that is
         postponed. `look_first` spares an idle sweep the write lock.
         """
+        wanted = {"hosts": list(hosts), "moment": records.now(), "most": most}
         if look_first:
             with self.store.read() as connection:
-                if connection.execute(_claimable(role), _wanted(hosts, records.now(), 1)).first() is None:
+                if connection.execute(_claimable(role), {**wanted, "most": 1}).first() is None:
                     return []
         with self.store.write() as connection:
-            moment = records.now()
-            rows = connection.execute(_claimable(role), _wanted(hosts, moment, most)).all()
+            moment = wanted["moment"] = records.now()
+            rows = connection.execute(_claimable(role), wanted).all()
             claimed = [records.make(Operation, row) for row in rows]
             if claimed:
                 values = {"me": self.owner, "lease": moment + LEASE, "moment": moment}
@@ -535,10 +533,6 @@ def topic(role: str, host: str | None) -> str:
 def _claimed(row: Operation, owner: str) -> Operation:
     state = "reverting" if row.state == "reverting" else "running"
     return msgspec.structs.replace(row, claim=row.claim + 1, owner=owner, state=state)
-
-
-def _wanted(hosts: Sequence[str], moment: Any, most: int) -> dict[str, Any]:
-    return {"hosts": list(hosts), "moment": moment, "most": most}
 
 
 @lru_cache(maxsize=4)

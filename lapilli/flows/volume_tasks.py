@@ -33,15 +33,10 @@ _pool = tables.pools.c
 # --- what tasks share ------------------------------------------------------------------------------------
 
 
-def volume_of(work: Work, connection: sa.Connection, identifier: str | None = None) -> Volume:
-    """The operation's volume as it is now. Raises `NotFound`."""
-    return records.get(connection, Volume, identifier or work.resource_id)
-
-
 def load(work: Work, identifier: str | None = None) -> Volume:
-    """As `volume_of`, with a connection of its own."""
+    """The operation's volume (or another) as it is now. Raises `NotFound`."""
     with work.core.store.read() as connection:
-        return volume_of(work, connection, identifier)
+        return records.get(connection, Volume, identifier or work.resource_id)
 
 
 def backend_host(pool: str) -> str:
@@ -123,7 +118,7 @@ class ScheduleCreateVolume(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Place the volume. Raises `NoValidBackend`."""
-        volume = volume_of(work, connection)
+        volume = records.get(connection, Volume, work.resource_id)
         spec = work.args["spec"]
         options = work.core.scheduler
         request = placement.Request(
@@ -154,7 +149,7 @@ class CreateVolumeFromSpec(Task):
         if volume.snapshot_id:
             with work.core.store.read() as connection:
                 snapshot = records.get(connection, Snapshot, volume.snapshot_id)
-                origin = volume_of(work, connection, snapshot.volume_id)
+                origin = records.get(connection, Volume, snapshot.volume_id)
             source = snapshot_reference(snapshot, origin.host or "")
             driver.create_from_snapshot(ref, source, work.progress)
         elif volume.source_volid:
@@ -366,7 +361,7 @@ class ScheduleExtendVolume(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Raises `NoValidBackend`."""
-        volume = volume_of(work, connection)
+        volume = records.get(connection, Volume, work.resource_id)
         growth = work.args["new_size"] - work.args["old_size"]
         kind = records.get(connection, VolumeType, volume.volume_type_id)
         options = work.core.scheduler

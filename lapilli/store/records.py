@@ -45,6 +45,7 @@ TABLES: dict[type[Record], sa.Table] = {
     Operation: tables.operations,
 }
 RESOURCES: dict[str, type[Record]] = {"volume": Volume, "snapshot": Snapshot, "attachment": Attachment}
+_STATUS = {"volume": "status", "snapshot": "status", "attachment": "attach_status"}  # columns
 _NAMES: dict[type[Record], str] = {
     Volume: "volume",
     Snapshot: "snapshot",
@@ -216,11 +217,6 @@ def delete(connection: sa.Connection, kind: type[Record], identifier: str) -> bo
     return connection.execute(table.delete().where(key == identifier)).rowcount > 0
 
 
-def status_column(resource: str) -> str:
-    """Where a resource keeps its status."""
-    return "attach_status" if resource == "attachment" else "status"
-
-
 def enter(
     connection: sa.Connection,
     row: states.Transition,
@@ -236,7 +232,7 @@ def enter(
     """
     kind = RESOURCES[row.resource]
     table = TABLES[kind]
-    column = table.c[status_column(row.resource)]
+    column = table.c[_STATUS[row.resource]]
     target = status or row.during or row.done
     guards = [table.c.id == identifier, *(condition for condition, _ in conditions)]
     if states.ANY not in row.sources:
@@ -259,7 +255,7 @@ def _refusal(
     found = find(connection, kind, identifier)
     if found is None:
         return NotFound.of(row.resource, identifier)
-    present = getattr(found, status_column(row.resource))
+    present = getattr(found, _STATUS[row.resource])
     reasons = []
     if states.ANY not in row.sources and present not in row.sources:
         allowed = " or ".join(sorted(row.sources))
@@ -284,7 +280,7 @@ def leave(
     """
     kind = RESOURCES[row.resource]
     table = TABLES[kind]
-    column = table.c[status_column(row.resource)]
+    column = table.c[_STATUS[row.resource]]
     guards = [table.c.id == identifier]
     if row.during:
         guards.append(column == row.during)
