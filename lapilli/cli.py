@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -74,7 +75,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    return Config.load(options.config, state_dir=options.state_dir)
+    config = Config.load(options.config, state_dir=options.state_dir)
+    compose.check_values(config)
+    return config
 
 
 # --- serving ---------------------------------------------------------------------------------------------
@@ -87,7 +90,8 @@ def _serve(options: argparse.Namespace) -> int:
     config = _config(options)
     address, port = _address(options.listen)
     compose.check_exposure(config, address)
-    os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
+    _check_listen(address, port)
+    compose.make_state_dir(config)
     compose.start_logging(config)
     shown = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared only
     clouds = embedded.make_credentials(config.state_dir, f"http://{shown}:{port}", compose.user_line)
@@ -120,6 +124,7 @@ def _serve_api(options: argparse.Namespace) -> None:
     config = _config(options)
     address, port = _address(options.listen)
     compose.check_exposure(config, address)
+    _check_listen(address, port)
     _http(config, options, address, port)
 
 
@@ -152,6 +157,16 @@ def _address(text: str) -> tuple[str, int]:
     if not separator or not port.isdigit() or not 0 < int(port) < 65536:
         raise LapilliError(f"--listen {text}: ADDRESS:PORT expected.")
     return address.strip("[]") or "127.0.0.1", int(port)
+
+
+def _check_listen(address: str, port: int) -> None:
+    """Raises `LapilliError` where nobody can listen, before anything is started that would have to end."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, port), family=family).close()
+    except OSError as problem:
+        why = (problem.strerror or "").partition(" (")[0]
+        raise LapilliError(f"--listen {address}:{port}: {why}.") from problem
 
 
 # --- database --------------------------------------------------------------------------------------------

@@ -10,26 +10,34 @@ import ipaddress
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
+
+from sqlalchemy import exc
 
 from lapilli import events
 from lapilli.adapters.auth.basic import BasicAuthenticator, BasicOptions, line_for
 from lapilli.adapters.auth.none import NoAuthenticator
 from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.images.directory import DirectoryImages
+from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.config import Config, ServiceOptions, option
 from lapilli.context import Authenticator
 from lapilli.domain import placement
+from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError
 from lapilli.flows import snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
 from lapilli.flows.journal import Backend, Journal
+from lapilli.flows.options import VolumeOptions
+from lapilli.flows.volume_types import TypeOptions
 from lapilli.ports.driver import Driver
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
-from lapilli.runtime.service import RoleService
+from lapilli.runtime.service import RoleService, WorkerOptions
 from lapilli.store import schema
 from lapilli.store.session import DatabaseOptions, Store
 
@@ -66,6 +74,17 @@ class ImageOptions:
     image_directory: str | None = option(None, "Directory of the images; default: in the state directory.")
 
 
+_SECTIONS: tuple[tuple[type, str], ...] = (
+    *((each, "DEFAULT") for each in (ServiceOptions, WorkerOptions, AuthOptions, ImageOptions)),
+    *((each, "DEFAULT") for each in (ApiOptions, VolumeOptions, TypeOptions, QuotaOptions)),
+    (placement.SchedulerOptions, "DEFAULT"),
+    (DatabaseOptions, "database"),
+    (BasicOptions, "http_basic"),
+    (BodyOptions, "oslo_middleware"),
+    (BodyOptions, "healthcheck"),
+)
+
+
 def state_file(config: Config, name: str) -> str:
     """Path of a file in the state directory."""
     return os.path.join(config.state_dir, name)
@@ -77,9 +96,29 @@ def host_of(config: Config) -> str:
 
 
 def start_logging(config: Config) -> None:
-    """Structured logs, as configured."""
+    """Structured logs, as configured. Raises `ConfigError`."""
     options = config.read(ServiceOptions)
-    events.log_to(options.log_file, options.log_level)
+    try:
+        events.log_to(options.log_file, options.log_level)
+    except OSError as problem:
+        raise ConfigError(f"[DEFAULT] log_file = {options.log_file!r}: {problem.strerror}.") from problem
+
+
+def check_values(config: Config) -> None:
+    """Read every section that is not a back end's, so that a wrong value is told at the start. Raises
+    `ConfigError`."""
+    for section_type, name in _SECTIONS:
+        config.read(section_type, name)
+
+
+def make_state_dir(config: Config) -> None:
+    """See that the state directory is there, for its owner only. Raises `ConfigError`."""
+    try:
+        os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
+    except OSError as problem:
+        raise ConfigError(
+            f"State directory {config.state_dir} cannot be made: {problem.strerror}."
+        ) from problem
 
 
 def database_url(config: Config) -> str:
@@ -87,20 +126,32 @@ def database_url(config: Config) -> str:
     url = config.read(DatabaseOptions, "database").connection
     if url is not None:
         return url
-    os.makedirs(config.state_dir, mode=0o700, exist_ok=True)
+    make_state_dir(config)
     return f"sqlite:///{state_file(config, 'lapilli.sqlite')}"
 
 
 def make_store(config: Config) -> Store:
     """The database, of this code's version. Raises `ConfigError`."""
-    store = Store(database_url(config))
-    schema.prepare(store)
+    with _told_plainly():
+        store = Store(database_url(config))
+        schema.prepare(store)
     return store
 
 
 def database_version(config: Config) -> str | None:
-    """The version that the database says it has; None for an empty one."""
-    return schema.version(Store(database_url(config)))
+    """The version that the database says it has; None for an empty one. Raises `ConfigError`."""
+    with _told_plainly():
+        return schema.version(Store(database_url(config)))
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Why a database cannot be used, in one line, without its URL: that may hold a password."""
+    try:
+        yield
+    except (exc.ArgumentError, exc.OperationalError, ImportError, OSError) as problem:
+        why = str(getattr(problem, "orig", None) or problem).splitlines()[0]
+        raise ConfigError(f"[database] connection: the database cannot be used: {why}") from problem
 
 
 def make_images(config: Config) -> ImageSource:
@@ -224,4 +275,5 @@ def make_application(config: Config) -> Any:
     """The WSGI application, with a core of its own."""
     from lapilli.api.app import make_app  # noqa: PLC0415 - the roles do without the API
 
+    check_values(config)
     return make_app(make_core(config), make_authenticator(config))
