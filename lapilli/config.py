@@ -6,6 +6,7 @@ all gives every option its default: a working embedded service.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -69,15 +70,15 @@ class Config:
         return cast(S, self._read[key])
 
     def _build(self, section_type: type[S], name: str, fallback: str | None) -> S:
-        given = dict(self._values.get(fallback, {})) if fallback else {}
-        given.update(self._values.get(name, {}))
         hints = get_type_hints(section_type)
         values: dict[str, Any] = {}
         for entry in fields(cast(Any, section_type)):
-            if entry.name in given:
-                values[entry.name] = _convert(
-                    name, entry.name, given[entry.name], hints[entry.name], entry.metadata
-                )
+            for section in (name, fallback):
+                given = self._values.get(section or "", {})
+                if entry.name in given:
+                    text, kind = given[entry.name], hints[entry.name]
+                    values[entry.name] = _convert(str(section), entry.name, text, kind, entry.metadata)
+                    break
         return section_type(**values)
 
 
@@ -99,7 +100,7 @@ def _parse(path: str) -> dict[str, dict[str, str]]:
     try:
         with open(path, encoding="utf-8") as lines:
             Reader().parse(lines)
-    except (OSError, iniparser.ParseError) as problem:
+    except (OSError, UnicodeDecodeError, iniparser.ParseError) as problem:
         raise ConfigError(f"Configuration file {path} cannot be read: {problem}") from problem
     return sections
 
@@ -127,7 +128,9 @@ def _convert(section: str, name: str, text: str, kind: Any, meta: Mapping[str, A
         try:
             value = int(text) if int in base else float(text)
         except ValueError:
-            raise bad("a whole number" if int in base else "a number") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise bad("a whole number" if int in base else "a number")
     if meta.get("minimum") is not None and value < meta["minimum"]:
         raise bad(f"at least {meta['minimum']}")
     if meta.get("maximum") is not None and value > meta["maximum"]:
