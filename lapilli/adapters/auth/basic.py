@@ -63,7 +63,7 @@ class BasicAuthenticator:
         self._path = path
         self._lock = threading.Lock()
         self._key = secrets.token_bytes(32)
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, ...] = ()
         self._known: tuple[dict[str, User], dict[bytes, tuple[str, float]]] = ({}, {})
         self._nobody = bcrypt.hashpw(b"nobody", bcrypt.gensalt(10))
 
@@ -87,7 +87,8 @@ class BasicAuthenticator:
             found = os.stat(self._path)
         except FileNotFoundError:
             raise Unauthorized("No user file is there.") from None
-        stamp = (found.st_mtime_ns, found.st_size)
+        # the inode and its change time too: whoever replaces a file may give it the old one's time and size
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
         if stamp == self._stamp:
             return
         with self._lock:
@@ -138,7 +139,9 @@ def _parse(line: str, path: str) -> User | None:
     if len(parts) != 4:
         raise ConfigError(f"{path}: a line is user:hash:project_id:role,role, not {len(parts)} fields.")
     name, hashed, project, roles = parts
-    return User(name, hashed.encode(), project, expand({each.strip() for each in roles.split(",")}))
+    return User(
+        name, hashed.encode(), project, expand({word for each in roles.split(",") if (word := each.strip())})
+    )
 
 
 def project_id_of(name: str) -> str:
