@@ -222,10 +222,7 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
     if options.max_over_subscription_ratio is not None:
         placement.check_ratio(name, options.max_over_subscription_ratio)
         extra["max_over_subscription_ratio"] = options.max_over_subscription_ratio
-    try:
-        extra |= json.loads(options.extra_capabilities)
-    except (ValueError, TypeError):
-        raise ConfigError(f"[{name}] extra_capabilities: a JSON object expected.") from None
+    extra |= _json_object(name, options.extra_capabilities)
     return Backend(
         name=name,
         host=f"{options.backend_host or host_of(config)}@{name}",
@@ -234,6 +231,16 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
         target=target,
         extra=extra,
     )
+
+
+def _json_object(section: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"[{section}] extra_capabilities: a JSON object expected.")
+    return found
 
 
 _KNOWN = {
