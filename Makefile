@@ -60,7 +60,7 @@ bench: packages venv ## Measure it; BENCH_SIZE=tiny only shows that the measurem
 venv: $(ready) ## Make .venv with exactly what the lock file names (redone only when that changes)
 	@:
 
-$(ready): requirements/test.txt pyproject.toml scripts/make-venv
+$(ready): requirements/test.txt scripts/make-venv
 	@echo "Making $(VENV) ..."
 	@scripts/make-venv $(VENV) $(PYTHON) requirements/test.txt
 	@touch $@
