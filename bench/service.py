@@ -166,6 +166,15 @@ class Service:
             with contextlib.suppress(ValueError, OSError):
                 yield int(path.read_text())
 
+    def processor_time(self) -> float:
+        """Seconds of processor time that the service's processes have used so far."""
+        ticks = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+                ticks += int(user) + int(system)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> dict[str, float]:
         """Proportional set size (MiB) of each process."""
         sizes = {}
