@@ -171,9 +171,10 @@ def _after(table: sa.Table, sort: Sequence[tuple[str, str]], last: Record) -> sa
         if value is None:
             behind = column.is_not(None) if direction == "asc" else sa.false()
         elif direction == "asc":
-            behind = column > value
+            behind = column > sa.literal(value, column.type)  # literal: a bare bool is no operand of >
         else:
-            behind = sa.or_(column < value, column.is_(None)) if column.nullable else column < value
+            behind = column < sa.literal(value, column.type)
+            behind = sa.or_(behind, column.is_(None)) if column.nullable else behind
         branches.append(sa.and_(*equal, behind))
         equal.append(column.is_(None) if value is None else column == value)
     return sa.or_(*branches)
