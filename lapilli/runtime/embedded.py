@@ -102,7 +102,7 @@ class RolesProcess:
     def __init__(self, run: Callable[[], None], command: Sequence[str]) -> None:
         """`run` is called in a fork of this process; `command` starts a substitute for one that died."""
         self._run = run
-        self._command = list(command)
+        self._command = ["setpriv", "--pdeathsig", "TERM", "--", *command]  # as `die_with_parent`
         self._pid = 0
         self._stopping = threading.Event()
         self.failed = False  # the first child could not start at all
@@ -147,7 +147,7 @@ class RolesProcess:
                 return
             # not fork: this process has threads by now; not subprocess: its pipe would be inherited by a
             # worker that Granian forks at the same moment, and never close
-            self._pid = os.posix_spawn(sys.executable, self._command, dict(os.environ))
+            self._pid = os.posix_spawnp(self._command[0], self._command, dict(os.environ))
 
     def stop(self, seconds: float) -> None:
         """SIGTERM, and SIGKILL for one that does not end within `seconds`."""
@@ -177,6 +177,7 @@ def serve_http(address: str, port: int, *, workers: int, threads: int) -> None:
     """Serve `lapilli.wsgi:application` until SIGTERM or SIGINT."""
     warnings.filterwarnings("ignore", module="granian")
     logging.getLogger("_granian").setLevel(logging.ERROR)
+    os.register_at_fork(after_in_child=die_with_parent)  # an orphan would keep the port, and serve on
     Granian(
         "lapilli.wsgi:application",
         address=address,
