@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         _common(each)
     doctor = command("doctor", _doctor, "Compare the database with quota, pools, back ends and targets.")
     doctor.add_argument("--fix", action="store_true", help="mend what can be mended safely")
+    _operation_commands(commands)
     _image_commands(commands)
     return parser
 
@@ -202,6 +203,69 @@ def _doctor(options: argparse.Namespace) -> int:
         print("Everything is as the database says.")
     core.journal.bus.close()
     return 1 if left else 0
+
+
+# --- operations ------------------------------------------------------------------------------------------
+
+
+def _operation_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    operation = commands.add_parser("operation", help="See what is under way, and help what is stuck.")
+    actions = operation.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="List operations, the newest first.")
+    listing.add_argument("--state", help="queued, running, reverting, done or failed")
+    listing.add_argument("--kind", help="such as volume.create")
+    listing.add_argument("--resource", metavar="ID")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.set_defaults(run=_operation_list)
+    show = actions.add_parser("show", help="Show tasks with their times, progress, last error and holder.")
+    show.set_defaults(run=_operation_show)
+    retry = actions.add_parser("retry", help="Have an unfinished operation claimed now, whoever holds it.")
+    retry.set_defaults(run=_operation_retry)
+    abandon = actions.add_parser("abandon", help="Have an unfinished operation reverted.")
+    abandon.add_argument("--force", action="store_true", help="end it at once, and undo nothing outside")
+    abandon.set_defaults(run=_operation_abandon)
+    for each in (show, retry, abandon):
+        each.add_argument("operation", metavar="ID")
+    for each in (listing, show, retry, abandon):
+        _common(each)
+
+
+def _operation_list(options: argparse.Namespace) -> None:
+    from lapilli.runtime import operations  # noqa: PLC0415 - what only this command needs
+
+    core = compose.make_core(_config(options))
+    for line in operations.listing(
+        core, state=options.state, kind=options.kind, resource_id=options.resource, limit=options.limit
+    ):
+        print(line)
+    core.journal.bus.close()
+
+
+def _operation_show(options: argparse.Namespace) -> None:
+    from lapilli.runtime import operations  # noqa: PLC0415 - what only this command needs
+
+    core = compose.make_core(_config(options))
+    for line in operations.show(core, options.operation):
+        print(line)
+    core.journal.bus.close()
+
+
+def _operation_retry(options: argparse.Namespace) -> None:
+    core = compose.make_core(_config(options))
+    core.journal.retry(options.operation)
+    print(f"Operation {options.operation} is claimed by the next worker.")
+    core.journal.bus.close()
+
+
+def _operation_abandon(options: argparse.Namespace) -> None:
+    core = compose.make_core(_config(options))
+    if options.force:
+        core.journal.end_at_once(core, options.operation)
+        print(f"Operation {options.operation} has ended.")
+    else:
+        core.journal.abandon(options.operation)
+        print(f"Operation {options.operation} is reverted by the next worker.")
+    core.journal.bus.close()
 
 
 # --- images ----------------------------------------------------------------------------------------------

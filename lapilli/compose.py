@@ -31,7 +31,7 @@ from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError
 from lapilli.flows import snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
-from lapilli.flows.journal import Backend, Journal
+from lapilli.flows.journal import Backend, Journal, deadlines
 from lapilli.flows.options import VolumeOptions
 from lapilli.flows.volume_types import TypeOptions
 from lapilli.ports.driver import Driver
@@ -171,7 +171,8 @@ def make_core(config: Config) -> Core:
     store = make_store(config)
     bus = LocalBus(os.path.join(config.state_dir, "run", "bus"))
     convert = importlib.import_module("lapilli.adapters.images.convert")
-    core = Core(config, store, Journal(store, bus), make_images(config), cast(Converter, convert))
+    journal = Journal(store, bus, deadlines(config.read(VolumeOptions).operation_deadlines))
+    core = Core(config, store, journal, make_images(config), cast(Converter, convert))
     volume_types.ensure_default(core)
     return core
 

@@ -180,6 +180,19 @@ class NoValidBackend(StorageError):
         self.reasons = list(reasons)
 
 
+class DeadlinePassed(StorageError):
+    """A driver, a target or an image source has not answered for longer than the operation's deadline."""
+
+    code = "deadline"
+
+
+class Abandoned(StorageError):
+    """An administrator has given the operation up."""
+
+    code = "abandoned"
+    retry = False
+
+
 class LeaseLost(LapilliError):
     """Another worker has taken this operation over: the holder must stop without touching anything."""
 

@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,11 @@ Sink = Callable[[str, dict[str, Any]], None]
 _log = logging.getLogger("lapilli.events")
 _sinks: list[Sink] = []
 _local = threading.local()
+
+# What is counted and timed: (family, label values..., seconds). Appending is atomic and costs next to
+# nothing; `store/metrics.py` adds it up a little later. When nobody does, the oldest are forgotten.
+samples: deque[tuple[str | float, ...]] = deque(maxlen=200_000)
+note = samples.append
 
 
 def emit(name: str, **fields: Any) -> None:

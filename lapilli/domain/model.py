@@ -186,7 +186,10 @@ class Message(Record, frozen=True, kw_only=True):
 
 
 class Operation(Record, frozen=True, kw_only=True):
-    """A durable operation: queue entry, lock and journal in one row (house.md section 5)."""
+    """A durable operation: queue entry, lock and journal in one row (house.md section 5).
+
+    `timings` holds [role, task, when it began, seconds, done|failed|reverted] per task that has ended.
+    """
 
     id: str
     kind: str
@@ -206,9 +209,12 @@ class Operation(Record, frozen=True, kw_only=True):
     attempts: int = 0
     args: dict[str, Any] = {}
     results: dict[str, Any] = {}
+    timings: list[list[Any]] = []
     error: dict[str, Any] | None = None
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_rate: int = 0  # bytes a second
+    deadline_at: datetime | None = None  # when its present task counts as hanging, unless it shows progress
     created_at: datetime
     updated_at: datetime | None = None
     finished_at: datetime | None = None

@@ -213,6 +213,7 @@ operation(
     volume=[PrepareExport(), ExportVolume(), ConnectOnFinish()],
     failed=connect_failed,
     awaited=True,
+    deadline=300,
 )
 
 
@@ -254,4 +255,5 @@ operation(
     volume=[UnexportVolume(), DisconnectOnFinish()],
     failed=disconnect_failed,
     awaited=True,
+    deadline=300,
 )

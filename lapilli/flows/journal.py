@@ -5,6 +5,8 @@ records runs in the same transaction as the journal's own advance; a task with a
 safely, so the journal needs a write only after it. A worker holds a claim with a lease; every journal write
 is fenced by the claim number, so a worker that was thought dead cannot write over its successor.
 When a task fails, the leg's tasks are reverted from there, and `failed` writes the end the table names.
+A task that shows no progress for longer than its operation's deadline counts as hanging: the operation is
+taken out of its hands and reverted by somebody else; should the call come back, its effect is undone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,15 @@ from lapilli import events
 from lapilli.context import Context
 from lapilli.domain import states
 from lapilli.domain.model import Operation
-from lapilli.errors import LapilliError, LeaseLost, StorageError
+from lapilli.errors import (
+    Abandoned,
+    ConfigError,
+    DeadlinePassed,
+    InvalidState,
+    LapilliError,
+    LeaseLost,
+    StorageError,
+)
 from lapilli.ports.bus import Bus, Subscription
 from lapilli.ports.driver import Driver
 from lapilli.ports.target import Target
@@ -44,6 +54,8 @@ LEASE = timedelta(seconds=15)
 UNFINISHED = ("queued", "running", "reverting")
 HELD = ("running", "reverting")
 REVERT_ATTEMPTS = 5
+DEADLINE = 900.0  # seconds without progress
+MOST_TIMINGS = 60
 _op = tables.operations.c
 
 
@@ -72,6 +84,12 @@ class Task:
 
     def revert(self, work: Work) -> None:
         """Undo it, also after half an `execute`."""
+
+    def came_late(self, work: Work) -> None:
+        """Undo what an `execute` did after the operation had gone on without it, where that is left over.
+
+        Called when nothing works on the lane any more; the resource may be gone.
+        """
 
 
 class RecordTask(Task):
@@ -106,6 +124,7 @@ class Definition:
     failed: Failed
     event: str  # type of its notifications, without `.start` or `.end`
     awaited: bool = False  # calls wait for its end
+    deadline: float = DEADLINE
     version: int = 1
 
 
@@ -120,14 +139,16 @@ def operation(
     scheduler: Sequence[Task] = (),
     volume: Sequence[Task] = (),
     awaited: bool = False,
+    deadline: float = DEADLINE,
 ) -> Definition:
     """Declare a kind of operation; `on` is the resource and the table's actions that it serves.
 
-    `awaited` says that calls wait for its end, and must be woken.
+    `awaited` says that calls wait for its end, and must be woken. `deadline` is how many seconds one of its
+    tasks may go without progress.
     """
     legs = {role: tuple(tasks) for role, tasks in (("scheduler", scheduler), ("volume", volume)) if tasks}
     event = states.transition(on[0], on[1]).event if on[1:] else kind
-    definition = Definition(kind, on[0], on[1:], legs, failed, event, awaited)
+    definition = Definition(kind, on[0], on[1:], legs, failed, event, awaited, deadline)
     _KINDS[kind] = definition
     return definition
 
@@ -135,6 +156,23 @@ def operation(
 def kinds() -> Mapping[str, Definition]:
     """Every declared kind."""
     return _KINDS
+
+
+def deadlines(changes: Sequence[str] = ()) -> dict[str, float]:
+    """Seconds by kind: as declared, save for the `changes` (KIND=SECONDS). Raises `ConfigError`."""
+    found = {kind: definition.deadline for kind, definition in _KINDS.items()}
+    for change in changes:
+        kind, _, seconds = change.partition("=")
+        option = f"[DEFAULT] operation_deadlines = {change!r}"
+        if kind.strip() not in found:
+            raise ConfigError(f"{option}: unknown kind; known are {', '.join(sorted(found))}.")
+        try:
+            found[kind.strip()] = float(seconds)
+        except ValueError:
+            raise ConfigError(f"{option}: KIND=SECONDS expected.") from None
+        if not 0 < found[kind.strip()] < 1e9:
+            raise ConfigError(f"{option}: more than 0 seconds expected.")
+    return found
 
 
 @dataclass
@@ -148,7 +186,16 @@ class Work:
     next_host: str | None = None
     reschedule: bool = False
     waiting: str | None = None  # topic of whoever may go on in the lane that this operation has left
+    timings: list[list[Any]] = field(default_factory=list)
+    patience: float = DEADLINE  # seconds without progress after which its task hangs
+    due: float = 0.0  # when that is; by the monotonic clock, which nobody sets
+    task: Task | None = None  # at work on, since `began`
+    began: datetime = datetime.min
+    clock: float = 0.0  # monotonic, at `began`
+    reverting: bool = False
     _told: float = 0.0
+    _phase: tuple[float, int, int] = (0.0, -1, -1)  # began at, with so many bytes done, of
+    _seen: int = -1
 
     @property
     def args(self) -> dict[str, Any]:
@@ -184,23 +231,43 @@ class Work:
             raise LeaseLost(f"Operation {self.operation.id} was taken over.")
 
     def progress(self, done: int, total: int) -> None:
-        """Tell how many bytes are done; written at most once a second."""
-        if time.monotonic() - self._told < 1:
+        """Tell how many bytes are done: a sign of life. Written at most once a second."""
+        moment = time.monotonic()
+        if done != self._seen:
+            self.due = moment + self.patience
+        if done < self._seen or total != self._phase[2]:
+            self._phase = (moment, done, total)
+        self._seen = done
+        if moment - self._told < 1:
             return
-        self._told = time.monotonic()
+        self._told = moment
+        began, before, _ = self._phase
+        rate = int((done - before) / (moment - began)) if moment > began else 0
         with self.core.store.write() as connection:
-            self.fence(connection, bytes_done=done, bytes_total=total, lease_until=records.now() + LEASE)
+            written = records.now()
+            self.fence(
+                connection,
+                bytes_done=done,
+                bytes_total=total,
+                bytes_rate=rate,
+                lease_until=written + LEASE,
+                deadline_at=written + timedelta(seconds=self.due - moment),
+            )
 
 
 class Journal:
     """Submits, claims, runs and ends operations."""
 
-    def __init__(self, store: Store, bus: Bus) -> None:
+    def __init__(self, store: Store, bus: Bus, seconds: Mapping[str, float] | None = None) -> None:
+        """`seconds` are the deadlines by kind; default: as declared."""
         self.store = store
         self.bus = bus
         self.owner = owner_name()
+        self._seconds = deadlines() if seconds is None else dict(seconds)
         self._lock = threading.Lock()
-        self._running: set[str] = set()  # what this process is at work on
+        # both by operation and claim number, since one that was taken away may be claimed here again
+        self._running: dict[tuple[str, int], Work] = {}  # what this process is at work on
+        self.hanging: set[tuple[str, int]] = set()  # what it has lost, in calls that have not come back
 
     # --- the submitting side ---
 
@@ -285,16 +352,23 @@ class Journal:
         with self.store.write() as connection:
             moment = wanted["moment"] = records.now()
             rows = connection.execute(_claimable(role), wanted).all()
-            claimed = [records.make(Operation, row) for row in rows]
+            # not what runs here: a lease that seems over to its own holder is a clock that was set forward
+            claimed = [
+                records.make(Operation, row)
+                for row in rows
+                if row.owner != self.owner or (row.id, row.claim) not in self._running
+            ]
             if claimed:
                 values = {"me": self.owner, "lease": moment + LEASE, "moment": moment}
-                connection.execute(_take(), [{"op": each.id, **values} for each in claimed])
+                due = [moment + timedelta(seconds=self._seconds[each.kind]) for each in claimed]
+                told = [{"op": each.id, "due": at} for each, at in zip(claimed, due, strict=True)]
+                connection.execute(_take(), [{**each, **values} for each in told])
         return [_claimed(each, self.owner) for each in claimed]
 
     def renew(self) -> None:
         """Extend the leases of everything that this process is at work on."""
         with self._lock:
-            running = sorted(self._running)
+            running = sorted({identifier for identifier, _ in self._running})
         if not running:
             return
         with self.store.write() as connection:
@@ -303,6 +377,89 @@ class Journal:
                 .where(_op.state.in_(HELD), _op.owner == self.owner, _op.id.in_(running))
                 .values(lease_until=records.now() + LEASE)
             )
+
+    def watch(self) -> None:
+        """Take operations away from calls that hang, so that another worker reverts them now."""
+        with self._lock:
+            late = [work for work in self._running.values() if time.monotonic() > work.due]
+        for work in late:
+            try:
+                self._take_away(work)
+            except LeaseLost:
+                continue  # it is somebody else's already, or has ended this very moment
+
+    def _take_away(self, work: Work) -> None:
+        row, task = work.operation, type(work.task).__name__
+        error = DeadlinePassed(f"{task} has shown no progress for {work.patience:g} s.")
+        changes: dict[str, Any] = {"state": "reverting", "error": _described(error), "lease_until": None}
+        if work.reverting:
+            attempts = row.attempts + 1
+            again = records.now() + timedelta(seconds=2**attempts)
+            changes = {"attempts": attempts, "lease_until": again}
+        with self.store.write() as connection:
+            work.fence(connection, owner=None, claim=row.claim + 1, **changes)
+        key = (row.id, row.claim)
+        with self._lock:
+            if self._running.pop(key, None) is not None:
+                self.hanging.add(key)
+        _log.error("operation %s (%s): %s It is taken over", row.id, row.kind, error)
+        events.note(("overdue", row.kind, task))
+        events.emit(
+            "operation.overdue",
+            operation=row.id,
+            kind=row.kind,
+            task=task,
+            resource_id=row.resource_id,
+            project_id=row.project_id,
+            seconds=work.patience,
+        )
+        self.announce(row)
+
+    def retry(self, identifier: str) -> Operation:
+        """Let an unfinished operation be claimed now, whoever holds it or however long it was to wait.
+
+        Raises `NotFound`, or `InvalidState` for one that has ended.
+        """
+        with self.store.write(durable=True) as connection:
+            row = self._let_go(connection, identifier)
+        self.announce(row)
+        return row
+
+    def abandon(self, identifier: str) -> Operation:
+        """Let an unfinished operation be reverted now. Raises `NotFound`, `InvalidState`."""
+        with self.store.write(durable=True) as connection:
+            row = self._let_go(connection, identifier, state="reverting", error=_GIVEN_UP)
+        self.announce(row)
+        return row
+
+    def end_at_once(self, core: Core, identifier: str) -> Operation:
+        """Abandon without any back end: what has been made there stays. Raises `NotFound`, `InvalidState`."""
+        with self.store.write(durable=True) as connection:
+            row = self._let_go(connection, identifier, state="reverting", error=_GIVEN_UP)
+            work = Work(core, row, None, dict(row.results), timings=list(row.timings))
+            definition = _KINDS[row.kind]
+            for task in reversed(definition.legs[row.role][: row.step + 1]):
+                if isinstance(task, RecordTask):
+                    task.unrecord(work, connection)
+            definition.failed(work, connection, _error_of(row))
+            self._finish(work, connection, "failed")
+            row = records.get(connection, Operation, identifier)
+        self._tell(work, "error", reason="abandoned")
+        return row
+
+    @staticmethod
+    def _let_go(connection: sa.Connection, identifier: str, **changes: Any) -> Operation:
+        """Take an operation from its holder, whose writes bounce from then on."""
+        fresh = {"owner": None, "lease_until": None, "attempts": 0, "updated_at": records.now(), **changes}
+        changed = connection.execute(
+            tables.operations.update()
+            .where(_op.id == identifier, _op.state.in_(UNFINISHED))
+            .values(claim=_op.claim + 1, **fresh)
+        ).rowcount
+        row = records.get(connection, Operation, identifier)
+        if not changed:
+            raise InvalidState(f"Operation {identifier} has ended: it is {row.state}.")
+        return row
 
     def reap(self) -> int:
         """End the leases of dead processes of this machine, so that their work goes on now; how many."""
@@ -331,10 +488,12 @@ class Journal:
 
     def run(self, core: Core, row: Operation, backend: Backend | None) -> None:
         """Run a claimed operation's leg to its end, or undo it. Never raises."""
-        work = Work(core, row, backend, dict(row.results))
+        seconds = self._seconds[row.kind]
+        work = Work(core, row, backend, dict(row.results), timings=list(row.timings), patience=seconds)
+        work.due = time.monotonic() + seconds
         events.set_request_id(row.request_id)
         with self._lock:
-            self._running.add(row.id)
+            self._running[row.id, row.claim] = work
         try:
             if row.state == "reverting":
                 self._revert(work, _error_of(row), row.step)
@@ -342,22 +501,51 @@ class Journal:
                 self._execute(work)
         except LeaseLost:
             _log.warning("operation %s was taken over by another worker", row.id)
+            self._tidy(work)
         except Exception:
             _log.exception(
                 "operation %s stopped unexpectedly; its lease will end and it is tried again", row.id
             )
         finally:
             with self._lock:
-                self._running.discard(row.id)
+                self._running.pop((row.id, row.claim), None)
+                self.hanging.discard((row.id, row.claim))
             events.set_request_id(None)
 
+    def _tidy(self, work: Work) -> None:
+        """A task has come back after its operation went on without it: let it undo what is left over."""
+        key = (work.operation.id, work.operation.claim)
+        with self._lock:
+            self._running.pop(key, None)
+            self.hanging.add(key)  # it holds a thread, not the operation
+        task = work.task
+        if task is None or work.reverting or type(task).came_late is Task.came_late:
+            return
+        pause = 0.1
+        while self._lane_is_busy(work.operation.lane):
+            time.sleep(pause)
+            pause = min(pause * 2, 5)
+        try:
+            task.came_late(work)
+        except Exception:
+            _log.exception("something may be left behind of operation %s", work.operation.id)
+
+    def _lane_is_busy(self, lane: str) -> bool:
+        query = sa.select(_op.id).where(_op.lane == lane, _op.state.in_(UNFINISHED)).limit(1)
+        with self.store.read() as connection:
+            return connection.execute(query).first() is not None
+
     def _execute(self, work: Work) -> None:
-        tasks = _KINDS[work.operation.kind].legs[work.operation.role]
+        kind = work.operation.kind
+        tasks = _KINDS[kind].legs[work.operation.role]
         step = work.operation.step
         try:
             while step < len(tasks):
-                if not isinstance(tasks[step], RecordTask):
-                    tasks[step].execute(work)
+                work.task, work.began, work.clock = tasks[step], records.now(), time.monotonic()
+                work.due = work.clock + work.patience
+                if not isinstance(work.task, RecordTask):
+                    work.task.execute(work)
+                    work.timings.append(_timed(work, "done"))
                     step += 1
                 step = self._advance(work, tasks, step)
         except LeaseLost:
@@ -370,33 +558,42 @@ class Journal:
                 )
         except Exception as error:
             if not isinstance(error, LapilliError):
-                _log.exception("task %s of %s failed", tasks[step].name, work.operation.kind)
+                _log.exception("task %s of %s failed", tasks[step].name, kind)
             failed_at = min(step, len(tasks) - 1)
+            work.timings.append(_timed(work, "failed"))
             with work.transaction() as connection:
                 work.fence(
                     connection,
                     state="reverting",
                     step=failed_at,
                     results=work.results,
+                    timings=work.timings,
                     error=_described(error),
+                    deadline_at=records.now() + timedelta(seconds=work.patience),
                 )
             self._revert(work, error, failed_at)
 
     def _advance(self, work: Work, tasks: Sequence[Task], step: int) -> int:
         """One transaction: the record tasks that follow, and the journal's advance or the leg's end."""
-        noted = dict(work.results)
+        noted, timed = dict(work.results), len(work.timings)
         try:
             with self.store.write() as connection:
                 work.fence(connection)
                 while step < len(tasks) and isinstance(task := tasks[step], RecordTask):
+                    work.task, work.began, work.clock = task, records.now(), time.monotonic()
                     task.record(work, connection)
+                    work.timings.append(_timed(work, "done"))
                     step += 1
                 if step < len(tasks):
-                    work.fence(connection, step=step, results=work.results)
+                    again = records.now() + timedelta(seconds=work.patience)
+                    work.fence(
+                        connection, step=step, results=work.results, timings=work.timings, deadline_at=again
+                    )
                 else:
                     self._end_leg(work, connection)
         except BaseException:
             work.results = noted  # what was noted of a transaction that was rolled back is not so
+            del work.timings[timed:]
             raise
         if step == len(tasks):
             self._tell_end(work)
@@ -414,6 +611,7 @@ class Journal:
                 owner=None,
                 lease_until=None,
                 results=work.results,
+                timings=work.timings,
             )
         else:
             self._finish(work, connection, "done")
@@ -428,6 +626,7 @@ class Journal:
             connection,
             state=state,
             results=work.results,
+            timings=work.timings[-MOST_TIMINGS:],
             lease_until=None,
             finished_at=ended,
             updated_at=ended,
@@ -445,19 +644,23 @@ class Journal:
             self.bus.wake(f"operation:{row.id}")
         if work.waiting is not None:
             self.bus.wake(work.waiting)
+        seconds = round((records.now() - row.created_at).total_seconds(), 4)
+        events.note(("operation", row.kind, "failed" if fields else "done", seconds))
         events.emit(
             f"{definition.event}.{outcome}",
             resource_id=row.resource_id,
             project_id=row.project_id,
             operation=row.id,
-            seconds=round((records.now() - row.created_at).total_seconds(), 4),
+            seconds=seconds,
             **fields,
         )
 
     def _revert(self, work: Work, error: Exception, step: int) -> None:
         """Undo the leg's tasks from `step` down, and write the end. What fails in it is tried again later."""
+        work.reverting = True
         try:
-            self._undo(work, step)
+            if work.operation.attempts < REVERT_ATTEMPTS:  # more have hung already
+                self._undo(work, step)
         except LeaseLost:
             raise
         except Exception as problem:
@@ -484,13 +687,16 @@ class Journal:
     def _undo(work: Work, step: int) -> None:
         tasks = _KINDS[work.operation.kind].legs[work.operation.role]
         for number in range(step, -1, -1):
-            task = tasks[number]
+            task = work.task = tasks[number]
+            work.began, work.clock = records.now(), time.monotonic()
+            work.due = work.clock + work.patience
             if isinstance(task, RecordTask):
                 with work.transaction() as connection:
                     task.unrecord(work, connection)
                     work.fence(connection, step=max(number - 1, 0))
             else:
                 task.revert(work)
+            work.timings.append(_timed(work, "reverted"))
 
     def _end_reverted(self, work: Work, error: Exception) -> None:
         with self.store.write() as connection:
@@ -509,6 +715,7 @@ class Journal:
                 owner=None,
                 lease_until=None,
                 results=work.results,
+                timings=work.timings[-MOST_TIMINGS:],
                 error=None,
             )
 
@@ -521,7 +728,7 @@ class Journal:
         _log.warning("undoing operation %s failed, trying again: %s", work.operation.id, problem)
         again = records.now() + timedelta(seconds=2**attempts)
         with work.transaction() as connection:
-            work.fence(connection, attempts=attempts, lease_until=again)
+            work.fence(connection, attempts=attempts, lease_until=again, timings=work.timings[-MOST_TIMINGS:])
         return True
 
 
@@ -599,9 +806,17 @@ def _take() -> sa.Update:
             owner=sa.bindparam("me"),
             claim=_op.claim + 1,
             lease_until=sa.bindparam("lease"),
+            deadline_at=sa.bindparam("due"),
             updated_at=sa.bindparam("moment"),
         )
     )
+
+
+def _timed(work: Work, outcome: str) -> list[Any]:
+    """The entry of `timings` for the task that has ended now."""
+    spent, name = time.monotonic() - work.clock, type(work.task).__name__
+    events.note(("task", work.operation.kind, name, outcome, spent))
+    return [work.operation.role, name, work.began.isoformat(), round(spent, 4), outcome]
 
 
 def _described(error: Exception) -> dict[str, Any]:
@@ -611,6 +826,9 @@ def _described(error: Exception) -> dict[str, Any]:
             told |= {"detail": error.detail, "retry": error.retry}
         return told
     return {"code": "internal", "status": 500, "message": f"Unexpected {type(error).__name__}; see the log."}
+
+
+_GIVEN_UP = _described(Abandoned("An administrator has given the operation up."))
 
 
 def _error_of(row: Operation) -> LapilliError:

@@ -20,3 +20,8 @@ class VolumeOptions:
     report_discard_supported: bool = option(False, "Tell initiators that discard works.")
     attach_timeout: int = option(60, "Seconds an API call waits for an export.", minimum=1)
     operation_retention: int = option(86400, "Seconds that ended operations can be looked at.", minimum=60)
+    operation_deadlines: list[str] = option(
+        [],
+        "Seconds that one task of a kind of operation may go without any sign of progress before it counts "
+        "as hanging, as KIND=SECONDS.",
+    )

@@ -24,6 +24,7 @@ from lapilli.flows.volume_tasks import (
     snapshot_reference,
 )
 from lapilli.flows.volumes import not_frozen, not_migrating
+from lapilli.ports.driver import SnapshotRef
 from lapilli.store import quotas, records, tables
 
 CREATE = transition("snapshot", "create")
@@ -144,6 +145,14 @@ class CreateSnapshot(Task):
         snapshot, volume = _load(work)
         if snapshot is not None:
             work.storage.driver.delete_snapshot(snapshot_reference(snapshot, volume.host or ""))
+
+    def came_late(self, work: Work) -> None:
+        """Remove it, when the snapshot is not known any more."""
+        with work.core.store.read() as connection:
+            known = records.find(connection, Snapshot, work.resource_id)
+        if known is None:
+            ref = SnapshotRef(work.resource_id, work.args["volume_id"], 0, "")
+            work.storage.driver.delete_snapshot(ref)
 
 
 class CreateSnapshotOnFinish(RecordTask):

@@ -163,6 +163,13 @@ class CreateVolumeFromSpec(Task):
         """Remove what was made."""
         work.storage.driver.delete(reference(load(work)))
 
+    def came_late(self, work: Work) -> None:
+        """Remove what was made, unless the volume lives here after all."""
+        with work.core.store.read() as connection:
+            volume = records.find(connection, Volume, work.resource_id)
+        if volume is None or backend_host(volume.host or "") != work.storage.host:
+            work.storage.driver.delete(VolumeRef(work.resource_id, 0, ""))
+
     def _fill_from_image(self, work: Work, volume: Volume, ref: VolumeRef) -> None:
         image = work.core.images.get(volume.image_id or "")
         if image.status != "active" or image.disk_format is None:
@@ -330,6 +337,7 @@ operation(
     on=("volume", "delete", "force_delete"),
     volume=[DeleteVolume(), DeleteVolumeOnFinish()],
     failed=delete_failed,
+    deadline=3600,  # some drivers overwrite what they delete, and do not tell how far they are
 )
 
 

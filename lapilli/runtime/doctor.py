@@ -30,7 +30,8 @@ from lapilli.ports.driver import SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import records, tables
 
-EMPTY = frozenset(("creating", "downloading", "error"))  # a volume in these may have nothing at its back end
+# a volume in these may have nothing at its back end: a delete may have failed after its work was done
+EMPTY = frozenset(("creating", "downloading", "error", "error_deleting"))
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Doctor:
         snapshots = {each.id: each for each in self.snapshots.values() if each.volume_id in here}
         frozen = set(backend.driver.snapshots())
         for identifier in snapshots.keys() - frozen - self.busy:
-            if snapshots[identifier].status not in ("creating", "error"):
+            if snapshots[identifier].status not in ("creating", "error", "error_deleting"):
                 yield Difference(f"snapshot {identifier} has nothing at back end {backend.host}")
         for identifier in frozen - snapshots.keys() - self.busy:
             yield Difference(

@@ -26,6 +26,7 @@ from lapilli.store import records, tables
 _log = logging.getLogger("lapilli.service")
 
 SWEEP = 1.0  # seconds: what a lost wake costs
+MOST_HANGING = 64
 BINARIES = {"scheduler": "cinder-scheduler", "volume": "cinder-volume"}
 
 
@@ -47,8 +48,9 @@ class RoleService:
         self.backends: Mapping[str, Backend] = {backend.host: backend for backend in backends}
         options = core.config.read(WorkerOptions)
         self._size = options.volume_workers if role == "volume" else options.scheduler_workers
-        self._pool = ThreadPoolExecutor(self._size, thread_name_prefix=role)
-        self._running: set[Future[None]] = set()
+        # threads in calls that hang are replaced, so that they cannot use up the pool; within reason
+        self._pool = ThreadPoolExecutor(self._size + MOST_HANGING, thread_name_prefix=role)
+        self._running: dict[Future[None], tuple[str, int]] = {}  # with the operation's id and claim number
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         topics = [topic(role, backend) for backend in self.backends] or [topic(role, None)]
@@ -83,11 +85,16 @@ class RoleService:
         self._stopping.set()
         self._wakes.notify()
         deadline = time.monotonic() + seconds
-        while self._running and time.monotonic() < deadline:
+        while self._busy() and time.monotonic() < deadline:
             time.sleep(0.02)
         finished = not self._running
         self._pool.shutdown(wait=False, cancel_futures=True)
         return finished
+
+    def _busy(self) -> list[tuple[str, int]]:
+        """What runs, without the calls that hang."""
+        with self._lock:
+            return [each for each in self._running.values() if each not in self.core.journal.hanging]
 
     # --- claiming ---
 
@@ -108,6 +115,8 @@ class RoleService:
         """Claim and start what fits. What comes later wakes the loop again, so one look is enough."""
         self._starved = True  # first: a thread that ends from now on must wake the loop
         free = self._size - len(self._running)
+        if self.core.journal.hanging:
+            free = min(self._size - len(self._busy()), free + MOST_HANGING)
         if free <= 0:
             return
         claimed = self.core.journal.claim(self.role, list(self.backends), free, look_first=look_first)
@@ -115,7 +124,7 @@ class RoleService:
         for row in claimed:
             future = self._pool.submit(self._run, row)
             with self._lock:
-                self._running.add(future)
+                self._running[future] = row.id, row.claim
             future.add_done_callback(self._ended)
 
     def _run(self, row: Operation) -> None:
@@ -123,7 +132,7 @@ class RoleService:
 
     def _ended(self, future: Future[None]) -> None:
         with self._lock:
-            self._running.discard(future)
+            self._running.pop(future, None)
         if self._starved:
             self._wakes.notify()
 
@@ -133,6 +142,7 @@ class RoleService:
         """What must not wait for a back end or a target that is slow."""
         self._repeat(
             (LEASE.total_seconds() / 3, self.core.journal.renew),
+            (1.0, self.core.journal.watch),
             (float(self.core.service.report_interval), self._beat),
         )
 

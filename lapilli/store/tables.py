@@ -248,13 +248,42 @@ operations = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     _map("args"),
     _map("results"),
+    sa.Column("timings", sa.JSON, nullable=False, default=list),
     sa.Column("error", sa.JSON),
     sa.Column("bytes_done", sa.BigInteger, nullable=False),
     sa.Column("bytes_total", sa.BigInteger, nullable=False),
+    sa.Column("bytes_rate", sa.BigInteger, nullable=False),
+    _time("deadline_at"),
     _time("created_at", nullable=False),
     _time("updated_at"),
     _time("finished_at"),
     # what a worker asks for: unfinished work of its role and host, oldest first
     sa.Index("ix_operations_queue", "state", "role", "host", "created_at"),
     sa.Index("ix_operations_lane", "lane", "state"),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    METADATA,
+    sa.Column("project_id", _NAME, primary_key=True),
+    sa.Column("user_id", _NAME, primary_key=True),
+    sa.Column("key", _NAME, primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("owner", _NAME),  # the process that is still answering, None after the answer
+    sa.Column("made_kind", sa.String(32)),
+    sa.Column("made_id", _ID),
+    sa.Column("status", sa.Integer),
+    sa.Column("headers", sa.JSON),
+    sa.Column("body", sa.LargeBinary(2**24 - 1)),
+    _time("created_at", nullable=False),
+    sa.Index(None, "created_at"),
+)
+
+process_metrics = sa.Table(
+    "process_metrics",
+    METADATA,
+    sa.Column("owner", _NAME, primary_key=True),
+    sa.Column("totals", sa.JSON, nullable=False),
+    _time("reported_at", nullable=False),
 )

@@ -61,6 +61,23 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_exports_backend"), "exports", ["backend"], unique=False)
     op.create_table(
+        "idempotency_keys",
+        sa.Column("project_id", sa.String(length=255), nullable=False),
+        sa.Column("user_id", sa.String(length=255), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("request_id", sa.String(length=64), nullable=False),
+        sa.Column("owner", sa.String(length=255), nullable=True),
+        sa.Column("made_kind", sa.String(length=32), nullable=True),
+        sa.Column("made_id", sa.String(length=36), nullable=True),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("headers", sa.JSON(), nullable=True),
+        sa.Column("body", sa.LargeBinary(length=16777215), nullable=True),
+        sa.Column("created_at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("project_id", "user_id", "key", name=op.f("pk_idempotency_keys")),
+    )
+    op.create_index(op.f("ix_idempotency_keys_created_at"), "idempotency_keys", ["created_at"], unique=False)
+    op.create_table(
         "messages",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("project_id", sa.String(length=255), nullable=False),
@@ -100,9 +117,12 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("args", sa.JSON(), nullable=False),
         sa.Column("results", sa.JSON(), nullable=False),
+        sa.Column("timings", sa.JSON(), nullable=False),
         sa.Column("error", sa.JSON(), nullable=True),
         sa.Column("bytes_done", sa.BigInteger(), nullable=False),
         sa.Column("bytes_total", sa.BigInteger(), nullable=False),
+        sa.Column("bytes_rate", sa.BigInteger(), nullable=False),
+        sa.Column("deadline_at", TIME, nullable=True),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("updated_at", TIME, nullable=True),
         sa.Column("finished_at", TIME, nullable=True),
@@ -126,6 +146,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_pools")),
     )
     op.create_index(op.f("ix_pools_backend"), "pools", ["backend"], unique=False)
+    op.create_table(
+        "process_metrics",
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("totals", sa.JSON(), nullable=False),
+        sa.Column("reported_at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("owner", name=op.f("pk_process_metrics")),
+    )
     op.create_table(
         "quota_class_limits",
         sa.Column("class_name", sa.String(length=255), nullable=False),
