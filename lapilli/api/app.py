@@ -57,6 +57,7 @@ _FAULTS = {
     501: "notImplemented",
     503: "serviceUnavailable",
 }
+_DRAINED = 1 << 20  # bytes of a refused body that are read all the same
 _GENERIC = "The server has either erred or is incapable of performing the requested operation."
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _MEMBER_VERBS = ("GET", "PUT", "DELETE")
@@ -150,6 +151,8 @@ class Edge:
         if root is None or "\x00" in path:
             raise _NoRoute
         if (req.content_length or 0) > self.limits.max_request_body_size:
+            # some servers reset the connection under an answer to a body that was not read
+            req.stream.read(min(req.content_length or 0, _DRAINED))
             raise BodyTooLarge(self.limits.max_request_body_size)
         headers = req.headers
         context = self.authenticator.authenticate(headers)

@@ -401,3 +401,9 @@ def ask(guest: subprocess.Popen[str], command: str, expected: str) -> None:
 
 def finish(guest: subprocess.Popen[str]) -> str:
     return guest.communicate("quit\n", timeout=30)[0]
+
+
+def test_a_portal_that_the_daemon_does_not_serve_is_refused(tgt: Tgt, tmp_path: Path) -> None:
+    other = Tgt(TgtOptions(target_port=free_port()), name="more", state_dir=str(tmp_path / "state"))
+    with pytest.raises(StorageError, match="share one portal"):
+        other.start()

@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -121,6 +122,7 @@ class Tgt:
     def start(self) -> None:
         """Adopt the tgtd that answers, or start one. Raises `StorageError` when there is none."""
         if self._wire.answers():
+            self._check_portal()
             return
         if not self._options.tgt_manage_daemon:
             raise StorageError(f"No iSCSI target daemon answers at control port {self._control}.")
@@ -130,6 +132,15 @@ class Tgt:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self._wire.answers():
                 self._spawn()
+
+    def _check_portal(self) -> None:
+        """Raises `StorageError` when the tgtd that we started listens elsewhere: nobody would reach us."""
+        pid = self._managed_pid()
+        if pid is not None and not _listens(pid, self._options.target_port):
+            raise StorageError(
+                f"The tgtd of this state directory does not serve {self.portal}. Back ends that share a "
+                "state directory share one portal: give them the same target_port."
+            )
 
     def stop(self) -> None:
         """End a tgtd that we started and that serves nothing."""
@@ -147,7 +158,10 @@ class Tgt:
 
     def _spawn(self) -> None:
         """Start tgtd in a session of its own: guests' disks outlive this service."""
-        command = ["tgtd", "-f", "--iscsi", f"portal={self.portal}", "-C", str(self._control)]
+        program = shutil.which("tgtd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if program is None:
+            raise StorageError("tgtd cannot be started: it is not installed (Debian's package is tgt).")
+        command = [program, "-f", "--iscsi", f"portal={self.portal}", "-C", str(self._control)]
         # tgtd takes a unit's file for number 0 while it reopens it, see `resize`: what is there must take no
         # writes, and so may not be the usual read-and-write null device
         with open(os.devnull, "rb") as nothing, open(self._file("log"), "ab") as log:
@@ -170,7 +184,9 @@ class Tgt:
         child.kill()
         child.wait()
         self._tidy()
-        raise StorageError(f"tgtd did not start to listen at {self.portal}: {_last_line(self._file('log'))}")
+        rights = "" if os.geteuid() == 0 else " It needs root; without, use target_helper = local."
+        told = _last_line(self._file("log"))
+        raise StorageError(f"tgtd did not start to listen at {self.portal}: {told}{rights}")
 
     def _tidy(self) -> None:
         for path in (self._file("pid"), *self._wire.leftovers):
