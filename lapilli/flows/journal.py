@@ -679,6 +679,10 @@ class Journal:
             with self.store.write() as connection:
                 self._finish(work, connection, "failed")
         if work.reschedule:
+            row = work.operation
+            _log.warning(
+                "%s of %s failed at %s and is tried elsewhere: %s", row.kind, row.resource_id, row.host, error
+            )
             self.bus.wake("scheduler")
         else:
             self._tell(work, "error", reason=str(error))

@@ -165,7 +165,7 @@ class CreateSnapshotOnFinish(RecordTask):
 
 def create_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """In `error`, with a message."""
-    complain(work, connection, "VOLUME_SNAPSHOT", "009", error)
+    complain(work, connection, "VOLUME_SNAPSHOT", "009", error, usual="013")
     records.leave(connection, CREATE, work.resource_id, "failed")
 
 
@@ -191,8 +191,9 @@ class DeleteSnapshotOnFinish(RecordTask):
 
 def delete_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """Busy: available again. Else: error_deleting, with a message."""
-    complain(work, connection, "VOLUME_SNAPSHOT", "010", error)
-    action = "delete_refused" if has_code(error, Busy) else "delete"
+    busy = has_code(error, Busy)
+    complain(work, connection, "VOLUME_SNAPSHOT", "010", error, usual="015" if busy else "016")
+    action = "delete_refused" if busy else "delete"
     records.leave(connection, transition("snapshot", action), work.resource_id, "failed")
 
 

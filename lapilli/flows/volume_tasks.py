@@ -97,9 +97,16 @@ def has_code(error: Exception, kind: type[LapilliError]) -> bool:
     return isinstance(error, LapilliError) and error.code == kind.code
 
 
-def complain(work: Work, connection: sa.Connection, kind: str, action_id: str, error: Exception) -> str:
-    """Write the user message of a failure; returns the reason for the volume's `fault`."""
+def complain(
+    work: Work, connection: sa.Connection, kind: str, action_id: str, error: Exception, *, usual: str = "001"
+) -> str:
+    """Write the user message of a failure; returns the reason for the volume's `fault`.
+
+    `usual` is the detail id of a storage error that names no other.
+    """
     detail = error.detail if isinstance(error, StorageError) else "001"
+    if isinstance(error, StorageError) and detail == "001":
+        detail = usual
     records.message(connection, work.operation, kind, action_id, detail, work.core.options.message_ttl)
     return error.message if isinstance(error, LapilliError) else "An unexpected error; see the service's log."
 
@@ -230,11 +237,14 @@ def on_failure_reschedule(work: Work, connection: sa.Connection, error: Exceptio
             and volume.status != DELETE.during  # by force: whoever deletes looks where it is now
         ):
             work.results["avoid"] = avoid
+            work.results["failure"] = error.message if isinstance(error, LapilliError) else ""
             work.reschedule = True
             return
+    if has_code(error, NoValidBackend) and work.results.get("failure"):
+        error = StorageError(work.results["failure"])  # no other pool: why the last one failed is the reason
     unplaced = has_code(error, NoValidBackend)
     action = "001" if unplaced else ("005" if volume.image_id else "008")
-    fault = complain(work, connection, "VOLUME", action, error)
+    fault = complain(work, connection, "VOLUME", action, error, usual="012")
     if end_create(connection, volume.id, "failed", fault=fault, attach_status="detached"):
         attachments = tables.attachments  # made while it was downloading
         connection.execute(attachments.delete().where(attachments.c.volume_id == volume.id))
@@ -427,9 +437,7 @@ def extend_failed(work: Work, connection: sa.Connection, error: Exception) -> No
     if work.results.get("claimed") and volume.host:
         claim_capacity(connection, volume.host, -work.results["claimed"])
     refused = has_code(error, NoValidBackend)
-    if not refused and isinstance(error, StorageError) and error.detail == "001":
-        error = StorageError(error.message, detail="010")
-    fault = complain(work, connection, "VOLUME", "007", error)
+    fault = complain(work, connection, "VOLUME", "007", error, usual="010")
     records.leave(connection, EXTEND, volume.id, "refused" if refused else "failed", fault=fault)
 
 
@@ -478,9 +486,7 @@ class UploadVolumeOnFinish(RecordTask):
 
 def upload_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """The volume is as it was; a message says why there is no image."""
-    if isinstance(error, StorageError) and error.detail == "001":
-        error = StorageError(error.message, detail="004")
-    complain(work, connection, "VOLUME", "003", error)
+    complain(work, connection, "VOLUME", "003", error, usual="004")
     records.leave(connection, UPLOAD, work.resource_id, "failed")
 
 

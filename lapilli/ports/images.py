@@ -40,7 +40,10 @@ class ImageSource(Protocol):
 
 
 class Converter(Protocol):
-    """Moves bytes between image files and volumes, in user space. All raise `ImageUnacceptable`."""
+    """Moves bytes between image files and volumes, in user space.
+
+    All raise `ImageUnacceptable` where the image is at fault, and another `StorageError` where the volume is.
+    """
 
     def check(self, path: str, declared_format: str) -> int:
         """Virtual size in bytes of a file that is of the declared format and safe to open.

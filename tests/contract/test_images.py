@@ -16,7 +16,7 @@ import pytest
 
 from lapilli.adapters.images import convert
 from lapilli.adapters.images.directory import DirectoryImages
-from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput
+from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, StorageError
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.images import Converter
 
@@ -224,8 +224,9 @@ def test_a_header_that_promises_the_moon_costs_little(make: Make) -> None:
 
 def test_an_upload_that_fails_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "uploaded"
-    with pytest.raises(ImageUnacceptable, match="could not be converted to qcow2"):
+    with pytest.raises(StorageError, match="could not be converted to qcow2") as told:
         convert.from_raw(BlockAddress("file", str(tmp_path / "missing")), "qcow2", str(path), quiet)
+    assert not isinstance(told.value, ImageUnacceptable), "there is no image yet that could be at fault"
     assert os.listdir(tmp_path) == []
 
 

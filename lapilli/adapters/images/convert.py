@@ -27,6 +27,7 @@ _QEMU_FORMATS = {
 _PLAIN_CONTENT = frozenset({"raw", "gpt", "iso", "luks"})
 _CREATE_OPTIONS = {"vmdk": ["-o", "subformat=streamOptimized"]}  # the one that is a single file everywhere
 _PERCENT = re.compile(r"\(\s*([0-9.]+)/100%\)")
+_CANNOT_WRITE = "error while writing"  # qemu-img's words
 _CHUNK = 64 << 10
 _HOUR = 3600
 _INFO_LIMITS = {"timeout": 120.0, "memory": 1 << 30, "cpu": 60}
@@ -62,13 +63,14 @@ def to_raw(path: str, declared_format: str, destination: BlockAddress, progress:
 
     May be repeated: parts that are zero in the image are zeroed on the volume, without using space there.
     """
-    qemu_format = _qemu_format(declared_format)
-    _convert(
-        ["-n", "-t", "writeback", "-f", qemu_format, "-O", destination.format, path, destination.location],
-        os.path.getsize(path),
-        progress,
-        f"The image could not be converted from {declared_format}",
-    )
+    arguments = ["-n", "-t", "writeback", "-f", _qemu_format(declared_format), "-O", destination.format]
+    what = f"The image could not be converted from {declared_format}"
+    try:
+        _convert([*arguments, path, destination.location], os.path.getsize(path), progress, what)
+    except StorageError as problem:
+        if _CANNOT_WRITE in problem.message:
+            raise  # nothing is wrong with the image: the volume has no space, or its disk fails
+        raise ImageUnacceptable(problem.message) from problem
     _sync(destination)
 
 
@@ -164,7 +166,7 @@ def _convert(arguments: list[str], total: int, progress: Progress, what: str) ->
             **_CONVERT_LIMITS,  # type: ignore[arg-type]
         )
     except StorageError as problem:
-        raise ImageUnacceptable(f"{what}: {problem.message}") from problem
+        raise StorageError(f"{what}: {problem.message}", retry=False) from problem
     progress(total, total)
 
 
