@@ -95,7 +95,8 @@ def _serve(options: argparse.Namespace) -> int:
     compose.make_state_dir(config)
     compose.start_logging(config)
     shown = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared only
-    clouds = embedded.make_credentials(config.state_dir, f"http://{shown}:{port}", compose.user_line)
+    url = f"http://{shown}:{port}"
+    clouds = embedded.make_credentials(config.state_dir, url, compose.user_line)
     compose.make_store(config).close()
     arguments = ["--state-dir", config.state_dir]
     if options.config:
@@ -103,9 +104,16 @@ def _serve(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "lapilli.cli", "roles", *arguments]
     roles = embedded.RolesProcess(lambda: _run_roles(config, ("scheduler", "volume")), command)
     roles.fork()
-    print("Copy these two lines, then use the openstack client:")
-    print(f"export OS_CLIENT_CONFIG_FILE={clouds}")
-    print("export OS_CLOUD=lapilli", flush=True)
+    if compose.is_open(config):
+        print("Everybody on this machine is an administrator. With the cinder client:")
+        print(
+            f"cinder --os-auth-type noauth --os-endpoint {url}/v3 --os-user-id me --os-project-id demo list"
+        )
+    else:
+        print("Copy these two lines, then use the openstack client:")
+        print(f"export OS_CLIENT_CONFIG_FILE={clouds}")
+        print("export OS_CLOUD=lapilli")
+    sys.stdout.flush()
     roles.watch()
     _http(config, options, address, port)
     roles.stop(DRAIN + 1)

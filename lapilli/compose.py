@@ -179,7 +179,7 @@ def make_core(config: Config) -> Core:
 
 def make_authenticator(config: Config) -> Authenticator:
     """Who tells who asks."""
-    if config.read(AuthOptions).auth_strategy in ("none", "noauth"):
+    if is_open(config):
         return NoAuthenticator()
     options = config.read(BasicOptions, "http_basic")
     return BasicAuthenticator(options.user_file or state_file(config, "htpasswd"))
@@ -190,9 +190,14 @@ def user_line(name: str, password: str, project_id: str, roles: str) -> str:
     return line_for(name, password, project_id, roles)
 
 
+def is_open(config: Config) -> bool:
+    """Whether anybody who reaches the service is believed."""
+    return config.read(AuthOptions).auth_strategy in ("none", "noauth")
+
+
 def check_exposure(config: Config, address: str) -> None:
     """Raises `ConfigError` for a service that would be open to everybody beyond this machine."""
-    if config.read(AuthOptions).auth_strategy not in ("none", "noauth"):
+    if not is_open(config):
         return
     try:
         loopback = ipaddress.ip_address(address.strip("[]")).is_loopback
