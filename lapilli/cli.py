@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lapilli import compose
 from lapilli.config import Config
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--listen", default=LISTEN, metavar="ADDRESS:PORT", help=f"default: {LISTEN}")
         each.add_argument("--workers", type=int, default=1, help="HTTP worker processes")
         each.add_argument("--threads", type=int, default=16, help="threads of an HTTP worker")
-    command("scheduler", _role("scheduler"), "Run a scheduler alone.")
+    scheduler = command("scheduler", _role("scheduler"), "Run a scheduler alone.")
+    _scheduler_commands(scheduler)
     command("volume", _role("volume"), "Run a volume service alone.")
     command("roles", _role("scheduler", "volume"), "Run a scheduler and a volume service together.")
 
@@ -70,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--state-dir", metavar="DIR", help="state directory; default: ./var")
-    parser.add_argument("--config", metavar="FILE", help="configuration file; default: none")
+def _common(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument("--state-dir", metavar="DIR", default=default, help="state directory; default: ./var")
+    parser.add_argument("--config", metavar="FILE", default=default, help="configuration file; default: none")
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -274,6 +276,58 @@ def _operation_abandon(options: argparse.Namespace) -> None:
         core.journal.abandon(options.operation)
         print(f"Operation {options.operation} is reverted by the next worker.")
     core.journal.bus.close()
+
+
+# --- scheduler -------------------------------------------------------------------------------------------
+
+
+def _scheduler_commands(scheduler: argparse.ArgumentParser) -> None:
+    actions = scheduler.add_subparsers(metavar="ACTION")
+    told = "Tell where a volume would be placed now, and why not elsewhere. Nothing is created."
+    explain = actions.add_parser("explain", help=told, description=told)
+    explain.add_argument("--size", type=int, metavar="GIB", help="default: the source's")
+    explain.add_argument("--type", metavar="TYPE", help="id or name of a volume type")
+    explain.add_argument("--availability-zone", metavar="ZONE")
+    explain.add_argument("--snapshot", metavar="ID", help="a volume from this snapshot")
+    explain.add_argument("--source", metavar="ID", help="a clone of this volume")
+    explain.add_argument(
+        "--hint", action="append", default=[], metavar="KEY=VALUE", help="as in a request; may be repeated"
+    )
+    explain.set_defaults(run=_explain)
+    _common(explain, argparse.SUPPRESS)  # what was given before the word `explain` holds
+
+
+def _explain(options: argparse.Namespace) -> int:
+    told = compose.explain(
+        _config(options),
+        size=options.size,
+        volume_type=options.type,
+        availability_zone=options.availability_zone,
+        snapshot_id=options.snapshot,
+        source_volid=options.source,
+        scheduler_hints=_hints(options.hint),
+    )
+    print(f"{told.size} GiB of type {told.volume_type}:")
+    for rank, each in enumerate(told.weighed, 1):
+        raw = ", ".join(f"{name} {value:.6g}" for name, value in each.raw.items())
+        print(f"{rank:>4}  {each.pool.name}  passed, weight {each.weight:.6g}" + (f" ({raw})" if raw else ""))
+    for refusal in (*told.refused, *told.absent):
+        by = f"refused by {refusal.filter}" if refusal.filter else "not considered"
+        print(f"   -  {refusal.pool}  {by}: {refusal.reason}")
+    if not told.weighed:
+        print("No pool would take it.")
+    return 0 if told.weighed else 1
+
+
+def _hints(given: list[str]) -> dict[str, Any]:
+    """Hints as a request has them: a key given several times is a list."""
+    found: dict[str, list[str]] = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise LapilliError(f"--hint {text}: KEY=VALUE expected.")
+        found.setdefault(key, []).append(value)
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
 # --- images ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from types import ModuleType
 from typing import Any, cast
 
@@ -25,16 +26,18 @@ from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.images.directory import DirectoryImages
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.config import Config, ServiceOptions, option
-from lapilli.context import Authenticator
+from lapilli.context import Authenticator, Context
 from lapilli.domain import placement
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError
 from lapilli.flows import snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
+from lapilli.flows.explain import Explanation, explain as explain_create
 from lapilli.flows.journal import Backend, Journal, deadlines
 from lapilli.flows.options import VolumeOptions
 from lapilli.flows.volume_types import TypeOptions
-from lapilli.ports.driver import Driver
+from lapilli.flows.volumes import VolumeRequest
+from lapilli.ports.driver import Driver, OwnFunctions
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
 from lapilli.runtime.service import RoleService, WorkerOptions
@@ -67,6 +70,18 @@ class BackendOptions:
 
 
 @dataclass(frozen=True)
+class FunctionOptions:
+    """Expressions by which a back end has a say in placements; in `[DEFAULT]` they hold for all back ends."""
+
+    filter_function: str | None = option(
+        None, "Expression that must be true of a request (DriverFilter); what the driver reports wins."
+    )
+    goodness_function: str | None = option(
+        None, "Expression that rates a request, 0 to 100 (GoodnessWeigher); what the driver reports wins."
+    )
+
+
+@dataclass(frozen=True)
 class ImageOptions:
     """Where images are."""
 
@@ -77,7 +92,7 @@ class ImageOptions:
 _SECTIONS: tuple[tuple[type, str], ...] = (
     *((each, "DEFAULT") for each in (ServiceOptions, WorkerOptions, AuthOptions, ImageOptions)),
     *((each, "DEFAULT") for each in (ApiOptions, VolumeOptions, TypeOptions, QuotaOptions)),
-    (placement.SchedulerOptions, "DEFAULT"),
+    *((each, "DEFAULT") for each in (placement.SchedulerOptions, FunctionOptions)),
     (DatabaseOptions, "database"),
     (BasicOptions, "http_basic"),
     (BodyOptions, "oslo_middleware"),
@@ -167,7 +182,10 @@ def make_directory_images(config: Config) -> DirectoryImages:
 
 def make_core(config: Config) -> Core:
     """The middle of the house. Raises `ConfigError`."""
-    placement.check_names(config.read(placement.SchedulerOptions))
+    scheduler = config.read(placement.SchedulerOptions)
+    _add_plugins("lapilli.filters", scheduler.scheduler_default_filters, placement.FILTERS)
+    _add_plugins("lapilli.weighers", scheduler.scheduler_default_weighers, placement.WEIGHERS)
+    placement.check_names(scheduler)
     store = make_store(config)
     bus = LocalBus(os.path.join(config.state_dir, "run", "bus"))
     convert = importlib.import_module("lapilli.adapters.images.convert")
@@ -175,6 +193,22 @@ def make_core(config: Config) -> Core:
     core = Core(config, store, journal, make_images(config), cast(Converter, convert))
     volume_types.ensure_default(core)
     return core
+
+
+def _add_plugins(group: str, wanted: list[str], known: dict[str, Any]) -> None:
+    """Register other packages' filters or weighers, when a name is wanted that is not one of ours."""
+    if set(wanted) <= known.keys():
+        return
+    for found in metadata.entry_points(group=group):
+        if found.name in known:
+            continue
+        try:
+            loaded = found.load()
+        except Exception as problem:
+            if found.name not in wanted:
+                continue
+            raise ConfigError(f"{found.name} of {group} cannot be loaded: {problem}") from problem
+        known[found.name] = loaded if known is placement.FILTERS else (loaded, None)
 
 
 def make_authenticator(config: Config) -> Authenticator:
@@ -236,7 +270,23 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
         driver=driver,
         target=target,
         extra=extra,
+        functions=_functions(config, name, driver),
     )
+
+
+def _functions(config: Config, name: str, driver: Driver) -> dict[str, str]:
+    """The expressions of a back end: its section's, else those for all, else the driver's own."""
+    found = dict(driver.functions()) if isinstance(driver, OwnFunctions) else {}
+    for section in ("DEFAULT", name):
+        options = config.read(
+            FunctionOptions, section, fallback=None if section == "DEFAULT" else "backend_defaults"
+        )
+        for key in ("filter_function", "goodness_function"):
+            text = getattr(options, key)
+            if text is not None:
+                placement.check_function(section, key, text)
+                found[key] = text
+    return found
 
 
 def _json_object(section: str, text: str) -> dict[str, Any]:
@@ -290,3 +340,14 @@ def make_application(config: Config) -> Any:
 
     check_values(config)
     return make_app(make_core(config), make_authenticator(config))
+
+
+def explain(config: Config, **wanted: Any) -> Explanation:
+    """Where a volume would be placed now, and why not elsewhere. Raises as a create does."""
+    core = make_core(config)
+    try:
+        operator = Context(user_id="operator", project_id="operator", roles=frozenset({"admin"}))
+        return explain_create(core, operator, VolumeRequest(**wanted))
+    finally:
+        core.journal.bus.close()
+        core.store.close()

@@ -168,14 +168,17 @@ class ImageUnacceptable(StorageError):
 
 
 class NoValidBackend(StorageError):
-    """No pool passed the filters. `reasons` holds one plain sentence per pool."""
+    """No pool passed the filters. `reasons` holds one plain sentence per pool; the message some of them."""
 
     code = "no-valid-backend"
     detail = "003"
     retry = False
+    most = 20  # pools in the message, which is kept with the volume
 
     def __init__(self, reasons: Sequence[str]) -> None:
-        told = "; ".join(reasons) if reasons else "no volume service has reported a pool yet"
+        told = "; ".join(reasons[: self.most]) or "no volume service has reported a pool yet"
+        if len(reasons) > self.most:
+            told += f"; and {len(reasons) - self.most} more pools: see the scheduler's log"
         super().__init__(f"No valid backend was found: {told}")
         self.reasons = list(reasons)
 

@@ -88,6 +88,7 @@ _SECTIONS = {
     "BasicOptions": "http_basic",
     "BodyOptions": "oslo_middleware",
     "BackendOptions": _BACK_END,
+    "FunctionOptions": _BACK_END,
     "FilePoolOptions": _BACK_END,
     "SimOptions": _BACK_END,
     "TgtOptions": _BACK_END,
@@ -279,7 +280,7 @@ def commands() -> str:
 
 def _commands(parser: argparse.ArgumentParser, name: str, told: str) -> Iterator[str]:
     below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
-    if not below:
+    if parser.get_default("run"):
         yield f"## {name}\n"
         yield told + "\n"
         rows = [

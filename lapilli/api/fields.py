@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lapilli.api.access import Rule
     from lapilli.api.resource import Call
 
+_EXTENSIONS = "LAPILLI-EXTENSIONS"  # header in which clients name what they know beyond the standard
 OMIT: Any = object()  # what a field's `read` returns to leave its key out
 Schema = dict[str, Any]
 Read = Callable[[Any, "Look"], Any]
@@ -51,6 +52,7 @@ class Field:
     until: int = 9999
     rule: Rule | None = None
     optional: bool = False
+    extension: str | None = None
 
 
 def field(
@@ -62,17 +64,20 @@ def field(
     until: str | None = None,
     rule: Rule | None = None,
     optional: bool = False,
+    extension: str | None = None,
 ) -> Field:
     """Declare a key: read from the attribute of its name, another attribute, or `read(item, look)`.
 
-    `rule` shows it only to callers whom the rule allows; `optional` fields may return OMIT.
+    `rule` shows it only to callers whom the rule allows; `optional` fields may return OMIT. One of an
+    `extension` is shown only to callers who ask for that in the header `Lapilli-Extensions`.
     """
     if callable(read):
         reader: Read = read
     else:
         get = attrgetter(read or name)
         reader = lambda item, _look: get(item)  # noqa: E731 - the hot path wants a plain closure
-    return Field(name, reader, schema or {}, minor(since, 0), minor(until, 9999), rule, optional)
+    window = (minor(since, 0), minor(until, 9999))
+    return Field(name, reader, schema or {}, *window, rule, optional, extension)
 
 
 class View:
@@ -81,6 +86,7 @@ class View:
     def __init__(self, key: str, *fields: Field) -> None:
         self.key = key
         self.fields = fields
+        self._extensions = {each.extension for each in fields if each.extension}
         self._plans: dict[Any, tuple[list[tuple[str, Read]], list[tuple[str, Read]]]] = {}
 
     def render(self, item: Any, look: Look) -> dict[str, Any]:
@@ -102,13 +108,19 @@ class View:
 
     def _plan(self, call: Call) -> tuple[list[tuple[str, Read]], list[tuple[str, Read]]]:
         rules = tuple(each.rule is None or call.allows(each.rule) for each in self.fields)
-        key = (call.version, rules)
+        asked: frozenset[str | None] = frozenset()
+        header = call.headers.get(_EXTENSIONS) if self._extensions else None
+        if header:
+            asked = frozenset(self._extensions.intersection(word.strip() for word in header.split(",")))
+        key = (call.version, rules, asked)
         plan = self._plans.get(key)
         if plan is None:
             chosen = [
                 each
                 for each, allowed in zip(self.fields, rules, strict=True)
-                if allowed and each.since <= call.version <= each.until
+                if allowed
+                and each.since <= call.version <= each.until
+                and (each.extension is None or each.extension in asked)
             ]
             plan = self._plans[key] = (
                 [(each.name, each.read) for each in chosen if not each.optional],
@@ -122,7 +134,9 @@ class View:
         return {
             "type": "object",
             "properties": {each.name: each.schema for each in chosen},
-            "required": sorted({each.name for each in chosen if not each.optional and each.rule is None}),
+            "required": sorted(
+                {each.name for each in chosen if not (each.optional or each.rule or each.extension)}
+            ),
         }
 
 

@@ -69,6 +69,7 @@ class Backend:
     driver: Driver
     target: Target
     extra: Mapping[str, Any] = field(default_factory=dict)  # capabilities that the configuration adds
+    functions: Mapping[str, str] = field(default_factory=dict)  # as above, where the driver reports none
 
 
 class Task:

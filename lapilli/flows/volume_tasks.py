@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
+from lapilli.flows import scheduling
 from lapilli.flows.journal import Postponed, RecordTask, Task, Work, operation
 from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
@@ -26,6 +29,8 @@ UPLOAD = transition("volume", "upload")
 DELETE_SNAPSHOT = transition("snapshot", "delete")
 REFUSED_SNAPSHOT = transition("snapshot", "delete_refused")
 GIB = 2**30
+
+_log = logging.getLogger("lapilli.scheduler")
 
 _pool = tables.pools.c
 
@@ -81,6 +86,7 @@ def candidates(connection: sa.Connection, down_after: int) -> list[placement.Can
             capabilities=pool.capabilities,
             allocated_gb=pool.allocated_gb,
             claimed_since_report=pool.allocated_gb - pool.reported_allocated_gb,
+            volumes=pool.volumes,
         )
         for pool in records.all_of(connection, Pool)
         if pool.backend in services and pool.reported_at is not None
@@ -108,16 +114,63 @@ def complain(
     if isinstance(error, StorageError) and detail == "001":
         detail = usual
     records.message(connection, work.operation, kind, action_id, detail, work.core.options.message_ttl)
-    return error.message if isinstance(error, LapilliError) else "An unexpected error; see the service's log."
+    return _told(error)
 
 
 # --- create ----------------------------------------------------------------------------------------------
 
 
-def _reports_are_due(work: Work, connection: sa.Connection) -> bool:
-    """Whether the service has only just started, and no back end has reported since."""
-    since = _pool.reported_at >= work.core.started_at
-    return work.core.just_started and records.count(connection, Pool, [since]) == 0
+def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> bool:
+    """Whether the service has only just started, and that pool (None: any) has not reported since."""
+    asked = [_pool.reported_at >= work.core.started_at]
+    if pool is not None:
+        asked.append(_pool.name == pool)
+    return work.core.just_started and records.count(connection, Pool, asked) == 0
+
+
+def place(work: Work, connection: sa.Connection, request: placement.Request) -> placement.Candidate:
+    """The best pool. Raises `NoValidBackend` with a reason for each; `Postponed` while reports are due."""
+    pools = candidates(connection, work.core.service.service_down_time)
+    seen = any(pool.name == request.pool for pool in pools) if request.pool else bool(pools)
+    if not seen and _report_is_due(work, connection, request.pool):
+        raise Postponed(0.1)
+    try:
+        return placement.choose(request, pools, work.core.scheduler)[0]
+    except NoValidBackend as refused:
+        absent = scheduling.left_out(connection, work.core.service.service_down_time)
+        reasons = [*refused.reasons, *(str(each) for each in absent)]
+        if request.pool:  # that the others are other pools explains nothing
+            reasons = [each for each in reasons if each.startswith(f"{request.pool}: ")] or reasons
+        _log.info(
+            "no pool for volume %s",
+            work.resource_id,
+            extra={"fields": {"size": request.size, "reasons": reasons}},
+        )
+        raise NoValidBackend(reasons) from None
+
+
+def request_for(
+    connection: sa.Connection,
+    volume: Volume,
+    spec: Mapping[str, Any],
+    options: placement.SchedulerOptions,
+    results: Mapping[str, Any],
+) -> placement.Request:
+    """What a new volume asks of its pool; `results` tell which pools have failed."""
+    hints = spec.get("hints") or {}
+    return placement.Request(
+        size=volume.size,
+        zones=tuple(spec["zones"]),
+        extra_specs=spec["extra_specs"],
+        pool=spec["pool"],
+        pinned_why=spec["pinned_why"],
+        avoid=tuple(results.get("avoid", ())),
+        failures=results.get("failures", {}),
+        hints=hints,
+        lives=scheduling.lives(connection, hints, spec["scope"]) if hints else {},
+        volume=msgspec.structs.asdict(volume),
+        over_subscription=options.max_over_subscription_ratio,
+    )
 
 
 class ScheduleCreateVolume(RecordTask):
@@ -126,21 +179,8 @@ class ScheduleCreateVolume(RecordTask):
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Place the volume. Raises `NoValidBackend`."""
         volume = records.get(connection, Volume, work.resource_id)
-        spec = work.args["spec"]
-        options = work.core.scheduler
-        request = placement.Request(
-            size=volume.size,
-            zones=tuple(spec["zones"]),
-            extra_specs=spec["extra_specs"],
-            pool=spec["pool"],
-            pinned_why=spec["pinned_why"],
-            avoid=tuple(work.results.get("avoid", ())),
-            over_subscription=options.max_over_subscription_ratio,
-        )
-        pools = candidates(connection, work.core.service.service_down_time)
-        if not pools and _reports_are_due(work, connection):
-            raise Postponed(0.1)
-        chosen = placement.choose(request, pools, options)[0]
+        request = request_for(connection, volume, work.args["spec"], work.core.scheduler, work.results)
+        chosen = place(work, connection, request)
         claim_capacity(connection, chosen.name, volume.size, volumes=1)
         records.update(connection, Volume, volume.id, host=chosen.name, availability_zone=chosen.zone)
         work.next_host = backend_host(chosen.name)
@@ -220,31 +260,44 @@ class CreateVolumeOnFinish(RecordTask):
         end_create(connection, work.resource_id, "done", **changes)
 
 
+def _told(error: Exception) -> str:
+    return error.message if isinstance(error, LapilliError) else "An unexpected error; see the service's log."
+
+
+def _may_go_elsewhere(error: Exception) -> bool:
+    """Whether another pool may do what this one could not: not for a missing source or a bad image."""
+    if isinstance(error, StorageError):
+        return error.retry
+    return not isinstance(error, LapilliError) or error.code == LapilliError.code
+
+
 def on_failure_reschedule(work: Work, connection: sa.Connection, error: Exception) -> None:
     """Give the pool's room back; try another pool, or end in `error` with the reason."""
     volume = records.find(connection, Volume, work.resource_id)
     if volume is None:
         return
+    failures: dict[str, str] = {}
     if volume.host:
         claim_capacity(connection, volume.host, -volume.size, volumes=-1)
         records.update(connection, Volume, volume.id, host=None)
         avoid = [*work.results.get("avoid", []), volume.host]
-        retriable = error.retry if isinstance(error, StorageError) else False
+        failures = {**work.results.get("failures", {}), volume.host: _told(error)}
         if (
-            retriable
+            _may_go_elsewhere(error)
             and len(avoid) < work.core.scheduler.scheduler_max_attempts
             and not work.args["spec"]["pool"]
             and volume.status != DELETE.during  # by force: whoever deletes looks where it is now
         ):
-            work.results["avoid"] = avoid
-            work.results["failure"] = error.message if isinstance(error, LapilliError) else ""
+            work.results |= {"avoid": avoid, "failures": failures}
             work.reschedule = True
             return
-    if has_code(error, NoValidBackend) and work.results.get("failure"):
-        error = StorageError(work.results["failure"])  # no other pool: why the last one failed is the reason
+    if has_code(error, NoValidBackend) and work.results.get("failures"):
+        error = StorageError(_told(error))  # what was tried has failed; the text says that of each pool
     unplaced = has_code(error, NoValidBackend)
     action = "001" if unplaced else ("005" if volume.image_id else "008")
     fault = complain(work, connection, "VOLUME", action, error, usual="012")
+    if len(failures) > 1:
+        fault = "; ".join(f"{pool}: {why}" for pool, why in failures.items())
     if end_create(connection, volume.id, "failed", fault=fault, attach_status="detached"):
         attachments = tables.attachments  # made while it was downloading
         connection.execute(attachments.delete().where(attachments.c.volume_id == volume.id))
@@ -367,13 +420,6 @@ def _settle_growth(work: Work, connection: sa.Connection, *, commit: bool) -> No
     quotas.settle(connection, work.args["project_id"], deltas, commit=commit)
 
 
-def _report_is_due(work: Work, connection: sa.Connection, volume: Volume) -> bool:
-    """Whether the service has only just started, and the volume's back end has not reported since."""
-    pool = records.find(connection, Pool, volume.host or "")
-    reported = pool.reported_at if pool else None
-    return work.core.just_started and (reported is None or reported < work.core.started_at)
-
-
 class ScheduleExtendVolume(RecordTask):
     """See that the pool has room for the growth, and take it."""
 
@@ -382,19 +428,16 @@ class ScheduleExtendVolume(RecordTask):
         volume = records.get(connection, Volume, work.resource_id)
         growth = work.args["new_size"] - work.args["old_size"]
         kind = records.get(connection, VolumeType, volume.volume_type_id)
-        options = work.core.scheduler
         request = placement.Request(
             size=growth,
             online=volume.previous_status == "in-use",
             extra_specs=kind.extra_specs,
             pool=volume.host,
             pinned_why="the volume lives elsewhere",
-            over_subscription=options.max_over_subscription_ratio,
+            volume={**msgspec.structs.asdict(volume), "size": work.args["new_size"]},
+            over_subscription=work.core.scheduler.max_over_subscription_ratio,
         )
-        pools = candidates(connection, work.core.service.service_down_time)
-        if not any(pool.name == volume.host for pool in pools) and _report_is_due(work, connection, volume):
-            raise Postponed(0.1)
-        placement.choose(request, pools, options)
+        place(work, connection, request)
         claim_capacity(connection, volume.host or "", growth)
         work.results["claimed"] = growth
         work.next_host = backend_host(volume.host or "")

@@ -72,6 +72,14 @@ class _Sources(msgspec.Struct, kw_only=True, frozen=True):
     image: Image | None = None
 
 
+class Plan(msgspec.Struct, kw_only=True, frozen=True):
+    """A create that has passed all checks; `spec` is the scheduler's part of the operation's arguments."""
+
+    volume: Volume
+    kind: VolumeType
+    spec: dict[str, Any]
+
+
 # --- create ----------------------------------------------------------------------------------------------
 
 
@@ -80,21 +88,10 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
 
     Raises `InvalidInput`, `InvalidState`, `NotFound`, `Conflict`, `OverQuota`: then nothing has happened.
     """
-    if request.multiattach:
-        raise InvalidInput("multiattach is decided by the volume type's extra spec, not by the request.")
     with core.store.read() as connection:
-        sources = _look_up(core, context, connection, request)
-        kind = _type_for(core, context, connection, request, sources)
-        size = _size_for(request, sources, kind)
-        zones, zone = _zones_for(core, connection, request, sources, kind)
-    volume = _new_volume(context, request, sources, kind, size, zone)
-    spec = {
-        "zones": zones,
-        "extra_specs": kind.extra_specs,
-        "pool": _pin(core, sources),
-        "pinned_why": "its source lives elsewhere",
-    }
-    args = {"spec": spec, "bootable": volume.bootable or sources.image is not None}
+        plan = plan_create(core, context, connection, request)
+    volume, size, kind = plan.volume, plan.volume.size, plan.kind
+    args = {"spec": plan.spec, "bootable": volume.bootable or volume.image_id is not None}
     with core.store.write(durable=True) as connection:
         # again: it may have been renamed, which moves its quota, or deleted
         kind = records.get(connection, VolumeType, kind.id)
@@ -108,6 +105,25 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
         )
     _begin(core, row, "volume.create")
     return volume
+
+
+def plan_create(core: Core, context: Context, connection: sa.Connection, request: VolumeRequest) -> Plan:
+    """What a create would write, and ask of the scheduler. Raises as `create` does."""
+    if request.multiattach:
+        raise InvalidInput("multiattach is decided by the volume type's extra spec, not by the request.")
+    sources = _look_up(core, context, connection, request)
+    kind = _type_for(core, context, connection, request, sources)
+    size = _size_for(request, sources, kind)
+    zones, zone = _zones_for(core, connection, request, sources, kind)
+    spec = {
+        "zones": zones,
+        "extra_specs": kind.extra_specs,
+        "pool": _pin(core, sources),
+        "pinned_why": "its source lives elsewhere",
+        "hints": request.scheduler_hints,
+        "scope": None if context.is_admin else context.project_id,
+    }
+    return Plan(volume=_new_volume(context, request, sources, kind, size, zone), kind=kind, spec=spec)
 
 
 def _begin(core: Core, row: Operation, event: str) -> None:

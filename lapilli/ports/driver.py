@@ -8,7 +8,7 @@ never two at once for one volume. All raise `StorageError` (or `Busy`) with a te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -106,3 +106,11 @@ class ImageCache(Protocol):
 
     def evict_cached(self, keep: Callable[[str], bool]) -> Sequence[str]:
         """Drop every cached image whose key `keep` refuses; returns the keys dropped."""
+
+
+@runtime_checkable
+class OwnFunctions(Protocol):
+    """Optional: expressions for the scheduler that hold where the configuration names none."""
+
+    def functions(self) -> Mapping[str, str]:
+        """Any of `filter_function` and `goodness_function`; asked for once, at the start."""

@@ -217,6 +217,7 @@ class RoleService:
                 "thin_provisioning_support": stats.thin,
                 "thick_provisioning_support": not stats.thin,
                 "pool_name": stats.pool,
+                **backend.functions,
                 **stats.capabilities,
                 **backend.extra,
                 "timestamp": records.now().isoformat(),

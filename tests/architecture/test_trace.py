@@ -51,10 +51,10 @@ RUNS = 5
 PARTS = {"<lambda>", "<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"}
 MOMENTS = {
     ("flows/journal.py", "submit"),
-    ("domain/placement.py", "choose"),
+    ("domain/placement/funnel.py", "choose"),
     ("adapters/drivers/filepool.py", "create"),
 }
-NOT_HOPS = {"wsgi.py", "flows/volume_tasks.py", "domain/placement.py"}
+NOT_HOPS = {"wsgi.py", "flows/volume_tasks.py", "domain/placement/funnel.py"}
 
 
 @dataclass

@@ -184,7 +184,7 @@ def test_any_report_can_be_judged(
     assert refusal is None or isinstance(refusal, str)
     options = SchedulerOptions()
     for weigher, _ in WEIGHERS.values():
-        assert isinstance(weigher(candidate, options), float | int)
+        assert isinstance(weigher(asked(), candidate, options), float | int)
     if refusal is None and size:
         assert FILTERS["CapacityFilter"](asked(size - 1), candidate) is None, "a smaller one must fit too"
 
@@ -393,8 +393,8 @@ def test_capacity_weigher_of_unknown_room(told: dict[str, Any]) -> None:
     ]
     weigher, multiplier = WEIGHERS["CapacityWeigher"]
     assert multiplier == "capacity_weight_multiplier"
-    assert weigher(pools[0], SchedulerOptions()) == -1
-    assert weigher(pools[0], SchedulerOptions(capacity_weight_multiplier=-1.0)) > 2**31
+    assert weigher(asked(), pools[0], SchedulerOptions()) == -1
+    assert weigher(asked(), pools[0], SchedulerOptions(capacity_weight_multiplier=-1.0)) > 2**31
     assert order(pools) == ["some", "empty", "unknown"]
     assert order(pools, capacity_weight_multiplier=-1.0)[-1] == "unknown"
 
@@ -406,7 +406,10 @@ def test_allocated_capacity_weigher() -> None:
     stacked = order(pools, scheduler_default_weighers=names, allocated_capacity_weight_multiplier=1.0)
     assert stacked == ["busy", "idle"]
     weigher, multiplier = WEIGHERS["AllocatedCapacityWeigher"]
-    assert (weigher(pools[0], SchedulerOptions()), multiplier) == (30, "allocated_capacity_weight_multiplier")
+    assert (weigher(asked(), pools[0], SchedulerOptions()), multiplier) == (
+        30,
+        "allocated_capacity_weight_multiplier",
+    )
 
 
 def test_defaults_of_the_multipliers() -> None:

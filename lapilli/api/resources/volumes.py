@@ -9,23 +9,15 @@ import msgspec
 import sqlalchemy as sa
 
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
+from lapilli.api.bodies import HINTS_KEY, VOLUME_CREATE as _CREATE, VOLUME_NAMES
 from lapilli.api.fields import (
-    DESCRIPTION,
     METADATA_SCHEMA,
-    NAME,
-    NULLABLE_BOOL,
     NULLABLE_METADATA,
-    NULLABLE_SIZE,
-    NULLABLE_UUID,
     OMIT,
     STR255,
-    TEXT,
-    UUID_SCHEMA,
     Look,
-    Property,
     body,
     field,
-    since,
     time_field,
     timestamp,
     view,
@@ -55,6 +47,7 @@ SEE_HOST = rule("volume_extension:volume_host_attribute", ADMIN)
 SEE_TENANT = rule("volume_extension:volume_tenant_attribute", READER)
 SEE_MIGRATION = rule("volume_extension:volume_mig_status_attribute", ADMIN)
 SEE_IMAGE = rule("volume_extension:volume_image_metadata:show", READER)
+SEE_FAULT = rule("volume:get_fault", READER)
 IS_ADMIN = rule("context_is_admin", ADMIN)
 
 _STRING = {"type": "string"}
@@ -154,6 +147,7 @@ VOLUME = view(
         rule=SEE_IMAGE,
         optional=True,
     ),
+    field("fault", schema=_TEXT, rule=SEE_FAULT, extension="fault"),
 )
 
 LIST = listing(
@@ -264,39 +258,6 @@ def show(call: Call, volume_id: str) -> dict[str, Any]:
     return {"volume": VOLUME.render(volume, look)}
 
 
-_HOSTS = {"anyOf": [UUID_SCHEMA, {"type": "array", "items": UUID_SCHEMA, "uniqueItems": True}]}
-_HINTS = {
-    "type": ["object", "null"],
-    "properties": {
-        "same_host": _HOSTS,
-        "different_host": _HOSTS,
-        "local_to_instance": {"anyOf": [UUID_SCHEMA, {"type": "null"}]},
-        "query": {"type": ["string", "object"]},
-    },
-}
-_HINTS_KEY = "OS-SCH-HNT:scheduler_hints"
-_NAMES = {"name": NAME, "display_name": NAME, "description": DESCRIPTION, "display_description": DESCRIPTION}
-_CREATE = body(
-    "volume",
-    _NAMES,
-    size=NULLABLE_SIZE,
-    volume_type=TEXT,
-    availability_zone=Property({"type": ["string", "null"], "minLength": 1, "maxLength": 255}),
-    snapshot_id=NULLABLE_UUID,
-    source_volid=NULLABLE_UUID,
-    consistencygroup_id=NULLABLE_UUID,
-    imageRef=TEXT,
-    image_id=TEXT,
-    group_id=since("3.13", TEXT),
-    backup_id=since("3.47", NULLABLE_UUID),
-    metadata=NULLABLE_METADATA,
-    multiattach=NULLABLE_BOOL,
-    closed="3.53",
-    least=1,
-    also={_HINTS_KEY: _HINTS},
-)
-
-
 def _renamed(wanted: dict[str, Any]) -> dict[str, Any]:
     """The given texts under their own names; `name` wins over `display_name`."""
     told: dict[str, Any] = {}
@@ -323,7 +284,7 @@ def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
         group_id=wanted.get("group_id") or None,
         consistencygroup_id=wanted.get("consistencygroup_id"),
         metadata=wanted.get("metadata") or {},
-        scheduler_hints=call.body.get(_HINTS_KEY) or {},
+        scheduler_hints=call.body.get(HINTS_KEY) or {},
         multiattach=bool(wanted.get("multiattach")),
         **_renamed(wanted),
     )
@@ -341,14 +302,14 @@ def _written(call: Call, volume: Volume) -> dict[str, Any]:
     rule=UPDATE,
     returns=WRITTEN,
     until="3.52",
-    accepts=body("volume", _NAMES, metadata=NULLABLE_METADATA),
+    accepts=body("volume", VOLUME_NAMES, metadata=NULLABLE_METADATA),
 )
 @route.put(
     "/volumes/{volume_id}",
     rule=UPDATE,
     returns=WRITTEN,
     since="3.53",
-    accepts=body("volume", _NAMES, metadata=NULLABLE_METADATA, least=1),
+    accepts=body("volume", VOLUME_NAMES, metadata=NULLABLE_METADATA, least=1),
 )
 def update(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Change name, description or metadata of a volume."""
