@@ -18,7 +18,7 @@ import msgspec
 from falcon import uri
 
 from lapilli import events
-from lapilli.api import openapi, versions
+from lapilli.api import idempotency, openapi, versions
 from lapilli.api.listing import configured_filters
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.api.resource import Call, Endpoint, Route, Tree, scan
@@ -90,6 +90,10 @@ class Answer:
     status: int
     data: bytes = b""
     content_type: str = _JSON
+
+    def plain(self) -> tuple[int, bytes]:
+        """Status and body."""
+        return self.status, self.data
 
 
 @dataclass(slots=True)
@@ -183,7 +187,12 @@ class Edge:
             response_headers=trail.headers,
             options=self.options,
         )
-        return _run(endpoint.choose(call), call, values, trail)
+        route = endpoint.choose(call)
+        if idempotency.HEADER not in headers or req.method != "POST":
+            return _run(route, call, values, trail)
+        return Answer(
+            *idempotency.once(route, call, values, lambda: _run(route, call, values, trail).plain())
+        )
 
     def _negotiate(self, headers: Mapping[str, str], trail: Trail) -> int:
         version = versions.negotiate(headers.get("OPENSTACK-API-VERSION"))

@@ -68,6 +68,14 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A call with the same Idempotency-Key that was carried out, and what it made (None: no resource)."""
+
+    request_id: str
+    made: Any
+
+
+@dataclass(frozen=True)
 class Route:
     """One declared call."""
 
@@ -85,6 +93,10 @@ class Route:
     hidden: bool = False  # a refusal by `rule` looks like a missing resource
     root: str = "/v3"
     lists: tuple[str, View] | None = None  # describes a list's answer: its key, and its items
+    # for calls with an Idempotency-Key whose first answer is not kept any more:
+    secret: bool = False  # it may hold a secret, so it never is
+    repeatable: bool = False  # the handler may run again
+    resume: Handler | None = None  # `resume(call, earlier, *path values)`; default: tell what was made
 
     def serves(self, version: int) -> bool:
         """Whether the window holds a microversion."""
@@ -137,6 +149,9 @@ class Routes:
         query: tuple[str, ...] = (),
         hidden: bool = False,
         lists: tuple[str, View] | None = None,
+        secret: bool = False,
+        repeatable: bool = False,
+        resume: Handler | None = None,
     ) -> Callable[[H], H]:
         def keep(handler: H) -> H:
             self.declared.append(
@@ -155,6 +170,9 @@ class Routes:
                     hidden=hidden,
                     root=self.root,
                     lists=lists,
+                    secret=secret,
+                    repeatable=repeatable,
+                    resume=resume,
                 )
             )
             return handler

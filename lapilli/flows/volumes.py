@@ -440,6 +440,18 @@ def upload_image(
     return image
 
 
+def uploaded_image(core: Core, volume_id: str, request_id: str) -> Image:
+    """The image of the upload that a request began. Raises `NotFound` when it is not known any more."""
+    table = tables.operations.c
+    with core.store.read() as connection:
+        found = records.all_of(
+            connection, Operation, table.resource_id == volume_id, table.request_id == request_id
+        )
+    if not found:
+        raise NotFound("The upload is not known any more.")
+    return core.images.get(found[0].args["image_id"])
+
+
 _OWN_IMAGE_FACTS = frozenset(
     ["image_id", "image_name", "checksum", "container_format", "disk_format", "min_disk", "min_ram", "size"]
 )

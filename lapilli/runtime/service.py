@@ -21,7 +21,7 @@ from lapilli.flows.journal import HELD, LEASE, Backend, topic
 from lapilli.flows.volume_tasks import reference
 from lapilli.ports.driver import ImageCache
 from lapilli.ports.target import ExportSpec
-from lapilli.store import records, tables
+from lapilli.store import keys, records, tables
 
 _log = logging.getLogger("lapilli.service")
 
@@ -175,6 +175,7 @@ class RoleService:
             with self.core.store.write() as connection:
                 table = tables.messages
                 connection.execute(table.delete().where(table.c.expires_at < records.now()))
+                keys.purge(connection)
 
     def _beat(self) -> None:
         names = {name: each.availability_zone for name, each in self.backends.items()}

@@ -29,6 +29,7 @@ from lapilli.domain.model import (
 )
 from lapilli.errors import InvalidState, NotFound
 from lapilli.store import tables
+from lapilli.store.session import RIDER
 
 R = TypeVar("R", bound=Record)
 
@@ -188,6 +189,8 @@ def count(connection: sa.Connection, kind: type[Record], conditions: Sequence[sa
 
 def insert(connection: sa.Connection, record: Record) -> None:
     """Add a record."""
+    if (rider := RIDER.get()) is not None:
+        rider.note(record)
     table = TABLES[type(record)]
     connection.execute(table.insert(), {name: getattr(record, name) for name in record.__struct_fields__})
 

@@ -14,8 +14,9 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import msgspec
 import sqlalchemy as sa
@@ -32,6 +33,21 @@ class DatabaseOptions:
         None, "SQLAlchemy URL; default: SQLite in the state directory.", secret=True
     )
 
+
+class Rider(Protocol):
+    """What goes along in the first transaction of a call that commits."""
+
+    def begin(self, connection: sa.Connection) -> None:
+        """Called before anything is written; what it raises rolls back."""
+
+    def note(self, record: Any) -> None:
+        """A record is inserted."""
+
+    def end(self, connection: sa.Connection) -> None:
+        """Called when everything is written."""
+
+
+RIDER: ContextVar[Rider | None] = ContextVar("rider", default=None)
 
 _DECODER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
@@ -78,7 +94,14 @@ class Store:
         """
         if not self.is_sqlite:
             with self.engine.begin() as connection:
-                yield connection
+                if (rider := RIDER.get()) is None:
+                    yield connection
+                else:
+                    rider.begin(connection)
+                    yield connection
+                    rider.end(connection)
+            if rider is not None:
+                RIDER.set(None)  # it has committed
             return
         lock = self._lock_file()
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -86,11 +109,18 @@ class Store:
             with self.engine.connect() as connection:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
-                    yield connection
+                    if (rider := RIDER.get()) is None:
+                        yield connection
+                    else:
+                        rider.begin(connection)
+                        yield connection
+                        rider.end(connection)
                 except BaseException:
                     connection.exec_driver_sql("ROLLBACK")
                     raise
                 connection.exec_driver_sql("COMMIT")
+                if rider is not None:
+                    RIDER.set(None)
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
         if durable:

@@ -19,7 +19,7 @@ from lapilli.api.fields import (
     view,
 )
 from lapilli.api.listing import listing, nothing
-from lapilli.api.resource import Call, Routes
+from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain.model import Attachment, Volume
 from lapilli.flows import attachments as flows
 from lapilli.store import records
@@ -87,8 +87,19 @@ def show(call: Call, attachment_id: str) -> Attachment:
     return _get(call, attachment_id)
 
 
+def _resume(call: Call, earlier: Earlier) -> Attachment:
+    """The attachment as it is now; connected, when the first call did not come that far."""
+    made: Attachment = earlier.made
+    connector = call.body["attachment"].get("connector")
+    if not connector or made.connection_info:
+        return made
+    return flows.update(call.core, call.context, made, connector)
+
+
 @route.post(
     "/attachments",
+    secret=True,
+    resume=_resume,
     rule=CREATE,
     since="3.27",
     returns=ATTACHMENT,

@@ -7,7 +7,7 @@ from typing import Any
 from lapilli.api.access import ADMIN, rule
 from lapilli.api.fields import BOOL, Look, body, field, time_field, timestamp, view
 from lapilli.api.listing import listing
-from lapilli.api.resource import Call, Routes
+from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain.model import Operation
 from lapilli.flows import operations as flows
 from lapilli.store import records
@@ -81,7 +81,11 @@ def show(call: Call, operation_id: str) -> Operation:
 _PATH = "/operations/{operation_id}/action"
 
 
-@route.action(_PATH, "retry", rule=RETRY, status=202, returns=OPERATION)
+def _present(call: Call, _earlier: Earlier, operation_id: str) -> Operation:
+    return show(call, operation_id)
+
+
+@route.action(_PATH, "retry", rule=RETRY, status=202, returns=OPERATION, resume=_present)
 def retry(call: Call, operation_id: str, _anything: Any) -> Operation:
     """Have an unfinished operation claimed now, whoever holds it or however long it was to wait."""
     return flows.retry(call.core, operation_id)
@@ -93,6 +97,7 @@ def retry(call: Call, operation_id: str, _anything: Any) -> Operation:
     rule=ABANDON,
     status=202,
     returns=OPERATION,
+    resume=_present,
     accepts=body(None, force=BOOL, nullable=True),
 )
 def abandon(call: Call, operation_id: str, wanted: dict[str, Any] | None) -> Operation:

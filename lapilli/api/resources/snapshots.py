@@ -180,7 +180,7 @@ def index_metadata(call: Call, snapshot_id: str) -> dict[str, Any]:
     return {"metadata": _get(call, snapshot_id).metadata}
 
 
-@route.post("/snapshots/{snapshot_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA)
+@route.post("/snapshots/{snapshot_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, repeatable=True)
 def merge_metadata(call: Call, snapshot_id: str, wanted: dict[str, str]) -> dict[str, Any]:
     """Add or change metadata."""
     return {"metadata": flows.write_metadata(call.core, _get(call, snapshot_id), wanted, replace=False)}

@@ -19,9 +19,9 @@ from lapilli.api.fields import (
     since,
     timestamp,
 )
-from lapilli.api.resource import Call, Routes
+from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain import states
-from lapilli.domain.model import Volume, VolumeType
+from lapilli.domain.model import Image, Volume, VolumeType
 from lapilli.errors import InvalidInput
 from lapilli.flows import attachments, volumes
 from lapilli.store import records
@@ -97,6 +97,7 @@ def attach(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
 @route.action(
     _PATH,
     "os-detach",
+    repeatable=True,
     rule=_action_rule("detach"),
     status=202,
     accepts=body(None, attachment_id=NULLABLE_UUID, nullable=True),
@@ -110,6 +111,7 @@ def detach(call: Call, volume_id: str, wanted: dict[str, Any] | None) -> None:
 @route.action(
     _PATH,
     "os-force_detach",
+    repeatable=True,
     rule=rule("volume_extension:volume_admin_actions:force_detach", ADMIN),
     status=202,
     accepts=body(None, attachment_id=NULLABLE_UUID, connector=NULLABLE_OBJECT),
@@ -124,6 +126,8 @@ def force_detach(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
 @route.action(
     _PATH,
     "os-initialize_connection",
+    repeatable=True,
+    secret=True,
     rule=_action_rule("initialize_connection"),
     accepts=body(None, connector=required(OBJECT)),
 )
@@ -137,6 +141,7 @@ def initialize_connection(call: Call, volume_id: str, wanted: dict[str, Any]) ->
 @route.action(
     _PATH,
     "os-terminate_connection",
+    repeatable=True,
     rule=_action_rule("terminate_connection"),
     status=202,
     accepts=body(None, connector=required(NULLABLE_OBJECT)),
@@ -258,6 +263,10 @@ def _upload(call: Call, volume_id: str, wanted: dict[str, Any], properties: dict
         force=wanted.get("force", False),
         properties=properties,
     )
+    return _uploading(call, volume, image)
+
+
+def _uploading(call: Call, volume: Volume, image: Image) -> dict[str, Any]:
     with call.core.store.read() as connection:
         kind = records.find(connection, VolumeType, volume.volume_type_id)
     return {
@@ -268,10 +277,20 @@ def _upload(call: Call, volume_id: str, wanted: dict[str, Any], properties: dict
         "size": volume.size,
         "volume_type": None if kind is None else _told_type(kind),
         "image_id": image.id,
-        "container_format": container_format,
-        "disk_format": disk_format,
-        "image_name": wanted["image_name"],
+        "container_format": image.container_format,
+        "disk_format": image.disk_format,
+        "image_name": image.name,
     }
+
+
+def _resume_upload(call: Call, earlier: Earlier, volume_id: str) -> dict[str, Any]:
+    """What was told of an upload that has begun."""
+    image = volumes.uploaded_image(call.core, volume_id, earlier.request_id)
+    told = _uploading(call, _volume(call, volume_id), image)
+    if call.version == 0:
+        return {"os-volume_upload_image": {**told, "is_public": False}}
+    shown = {"visibility": image.visibility, "protected": image.protected}
+    return {"os-volume_upload_image": {**told, **shown}}
 
 
 def _told_type(kind: VolumeType) -> dict[str, Any]:
@@ -287,6 +306,7 @@ def _told_type(kind: VolumeType) -> dict[str, Any]:
     _PATH,
     "os-volume_upload_image",
     rule=_UPLOAD_RULE,
+    resume=_resume_upload,
     status=202,
     until="3.0",
     accepts=body(None, _UPLOAD),
@@ -301,6 +321,7 @@ def upload_image(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str
     _PATH,
     "os-volume_upload_image",
     rule=_UPLOAD_RULE,
+    resume=_resume_upload,
     status=202,
     since="3.1",
     accepts=body(None, _UPLOAD),
@@ -334,6 +355,7 @@ def _check_bytes(metadata: dict[str, str]) -> dict[str, str]:
 @route.action(
     _PATH,
     "os-set_image_metadata",
+    repeatable=True,
     rule=rule("volume_extension:volume_image_metadata:set", MEMBER),
     accepts=body(None, metadata=required(Property(_IMAGE_METADATA, convert=_check_bytes))),
 )

@@ -208,6 +208,7 @@ def index_specs(call: Call, type_id: str) -> dict[str, Any]:
     "/types/{type_id}/extra_specs",
     rule=rule("volume_extension:types_extra_specs:create", ADMIN),
     accepts=body("extra_specs", extra=STR255, rules=_SPEC_KEYS),
+    repeatable=True,
 )
 def create_specs(call: Call, type_id: str, specs: dict[str, str]) -> dict[str, Any]:
     """Add or change extra specs."""

@@ -267,7 +267,14 @@ def _renamed(wanted: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-@route.post("/volumes", rule=CREATE, status=202, accepts=_CREATE, returns=WRITTEN)
+@route.post(
+    "/volumes",
+    rule=CREATE,
+    status=202,
+    accepts=_CREATE,
+    returns=WRITTEN,
+    resume=lambda call, earlier: _written(call, earlier.made),
+)
 def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Create a volume: empty, or from a snapshot, a volume, an image or a backup."""
     image = wanted.get("imageRef") or wanted.get("image_id") or None
@@ -381,7 +388,7 @@ def metadata_with_etag(call: Call, volume_id: str) -> bytes:
     return _encoded(present)
 
 
-@route.post("/volumes/{volume_id}/metadata", rule=CREATE_METADATA, accepts=_METADATA)
+@route.post("/volumes/{volume_id}/metadata", rule=CREATE_METADATA, accepts=_METADATA, repeatable=True)
 def merge_metadata(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
     """Merge keys into the metadata of a volume."""
     return {"metadata": flows.write_metadata(call.core, _read(call, volume_id), changes, replace=False)}
