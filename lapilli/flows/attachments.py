@@ -10,8 +10,8 @@ from typing import Any
 from lapilli import events
 from lapilli.context import Context
 from lapilli.domain.model import Attachment, Operation, Volume
-from lapilli.domain.states import transition
-from lapilli.errors import Conflict, InvalidState
+from lapilli.domain.states import FOLLOWING, transition
+from lapilli.errors import Conflict, InvalidInput, InvalidState
 from lapilli.flows.attachment_tasks import all_attachments, holders, recompute
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
@@ -114,11 +114,16 @@ def detach(core: Core, context: Context, volume: Volume, attachment_id: str | No
     """Forget one attachment. An unknown id is success: it is detached already."""
     with core.store.read() as connection:
         _refuse_maintenance(records.get(connection, Volume, volume.id))
-        present = [each.id for each in all_attachments(connection, volume.id)]
-    if attachment_id is None and len(present) > 1:
-        raise InvalidState("Invalid volume: it has several attachments, so attachment_id is needed.")
+        attached = all_attachments(connection, volume.id)
+        _refuse_ambiguous(attached, attachment_id)
+    present = [each.id for each in attached]
     if attachment_id is None or attachment_id in present:
         _withdraw(core, context, volume, attachment_id or next(iter(present), None))
+
+
+def _refuse_ambiguous(attached: list[Attachment], attachment_id: str | None) -> None:
+    if attachment_id is None and len(attached) > 1:
+        raise InvalidState("Invalid volume: it has several attachments, so attachment_id is needed.")
 
 
 def force_detach(
@@ -131,6 +136,7 @@ def force_detach(
     """Terminate the connection, then forget the attachment."""
     with core.store.read() as connection:
         held = [each.holder for each in holders(connection, volume.id)]
+        _refuse_ambiguous(all_attachments(connection, volume.id), attachment_id)
     leaving = [h for h in held if attachment_id is None or h in (attachment_id, _holder(connector or {}))]
     _disconnect(core, context, volume, leaving)
     detach(core, context, volume, attachment_id)
@@ -140,6 +146,7 @@ def initialize_connection(
     core: Core, context: Context, volume: Volume, connector: dict[str, Any]
 ) -> dict[str, Any]:
     """Export the volume to a connector; returns its connection info (nested `data`). May be repeated."""
+    _check_connector(connector)
     _refuse_maintenance(volume)
     if volume.host is None:
         raise InvalidState("Invalid volume: it has no back end yet.")
@@ -171,6 +178,16 @@ def _holder(connector: dict[str, Any]) -> str:
     return f"connector:{name}"[:255]
 
 
+def _check_connector(connector: dict[str, Any]) -> None:
+    """Raises `InvalidInput` for facts of another kind than those that are kept and compared."""
+    for name in ("host", "initiator", "nqn"):
+        fact = connector.get(name)
+        if fact is not None and not (isinstance(fact, str) and len(fact) <= 255):
+            raise InvalidInput(f"The connector's {name!r} must be a text of at most 255 characters.")
+    if connector.get("mode") not in (None, "rw", "ro"):
+        raise InvalidInput("The connector's 'mode' must be rw or ro.")
+
+
 # --- attachments (3.27 and later) ------------------------------------------------------------------------
 
 
@@ -184,6 +201,7 @@ def create(
     mode: str | None,
 ) -> Attachment:
     """Reserve the volume, and connect it when a connector is given. A failed connect leaves nothing."""
+    _check_connector(connector or {})
     made = Attachment(
         id=records.new_id(),
         volume_id=volume.id,
@@ -219,6 +237,7 @@ def create(
 
 def update(core: Core, context: Context, attachment: Attachment, connector: dict[str, Any]) -> Attachment:
     """Connect a reserved attachment. Raises `Conflict` for an errored volume or a second connector."""
+    _check_connector(connector)
     with core.store.read() as connection:
         volume = records.get(connection, Volume, attachment.volume_id)
         others = [each for each in all_attachments(connection, volume.id) if each.id != attachment.id]
@@ -277,9 +296,10 @@ def _withdraw(core: Core, context: Context, volume: Volume, attachment_id: str |
         # looked for in the transaction that would remove it: whoever connects it now finds it gone, or held
         connected = any(each.holder == attachment_id for each in holders(connection, volume.id))
         if not connected:
-            if attachment_id is not None:
-                records.delete(connection, Attachment, attachment_id)
-            recompute(connection, volume.id)
+            gone = attachment_id is not None and records.delete(connection, Attachment, attachment_id)
+            # where nothing was attached, nothing follows: a volume in error has no storage to be available
+            if gone or records.get(connection, Volume, volume.id).status in FOLLOWING:
+                recompute(connection, volume.id)
     if connected and attachment_id is not None:
         _disconnect(core, context, volume, [attachment_id], attachment_id)
     events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)
@@ -306,9 +326,13 @@ def _connect(
 _SECRETIVE = ("password", "secret", "auth", "key")
 
 
-def _public(connector: dict[str, Any]) -> dict[str, Any]:
+def _public(told: Any) -> Any:
     """The connector without anything that may be a secret: it is kept in journal and tables."""
-    return {k: v for k, v in connector.items() if not any(word in k.lower() for word in _SECRETIVE)}
+    if isinstance(told, list):
+        return [_public(each) for each in told]
+    if not isinstance(told, dict):
+        return told
+    return {k: _public(v) for k, v in told.items() if not any(word in k.lower() for word in _SECRETIVE)}
 
 
 def _disconnect(

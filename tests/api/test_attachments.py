@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.steps import a_volume, good, ids, refused
+from tests.api.steps import a_volume, fresh, good, ids, refused
 
 CONNECTOR = {"initiator": "iqn.1993-08.org.debian:01:test", "host": "tester", "ip": "127.0.0.1"}
 
@@ -182,3 +182,63 @@ def test_others_do_not_see_it(api: Any, volume: dict[str, Any]) -> None:
     assert ids(api.get("/v3/attachments?all_tenants=1", as_="other"), "attachments") == []
     assert attachment["id"] in ids(api.get("/v3/attachments?all_tenants=1", as_="admin"), "attachments")
     assert made(api.get(f"/v3/attachments/{attachment['id']}", as_="reader"))["id"] == attachment["id"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"host": 5},
+        {"host": {"a": 1}},
+        {"host": "h" * 256},
+        {"initiator": ["a"]},
+        {"mode": "both"},
+        {"mode": {"a": 1}},
+    ],
+)
+def test_a_connector_of_odd_facts_is_refused_before_anything_happens(
+    api: Any, volume: dict[str, Any], odd: dict[str, Any]
+) -> None:
+    connector = {**CONNECTOR, **odd}
+    refused(create(api, volume, connector=connector), 400)
+    assert good(api.get(f"/v3/attachments?volume_id={volume['id']}"))["attachments"] == []
+    wanted = {"os-initialize_connection": {"connector": connector}}
+    refused(api.post(f"/v3/volumes/{volume['id']}/action", wanted), 400)
+    attachment = made(create(api, volume))
+    refused(api.put(f"/v3/attachments/{attachment['id']}", {"attachment": {"connector": connector}}), 400)
+    assert made(api.get(f"/v3/attachments/{attachment['id']}"))["status"] == "reserved"
+
+
+def test_nothing_secret_of_a_connector_is_kept(api: Any, volume: dict[str, Any]) -> None:
+    secret = fresh("open-sesame")
+    connector = {
+        **CONNECTOR,
+        "auth_key": secret,
+        "vendor": [{"password": secret, "nested": {"Secret": secret}}],
+    }
+    made(create(api, volume, connector=connector))
+    for path in (*api.service.state_dir.glob("lapilli.sqlite*"), api.service.log):
+        assert secret.encode() not in path.read_bytes()
+
+
+def test_a_refused_force_detach_leaves_the_connections(api: Any, volume: dict[str, Any]) -> None:
+    server = str(uuid.uuid4())
+    first = made(create(api, volume, instance_uuid=server, connector=CONNECTOR))
+    good(api.post(f"/v3/attachments/{first['id']}/action", {"os-complete": None}), 204)
+    made(create(api, volume, instance_uuid=server))
+    action = f"/v3/volumes/{volume['id']}/action"
+    refused(api.post(action, {"os-force_detach": {}}, as_="admin"), 400)
+    info = good(api.post(action, {"os-initialize_connection": {"connector": CONNECTOR}}))["connection_info"]
+    kept = first["connection_info"]
+    assert info["data"]["auth_password"] == kept["auth_password"]  # an export that was dropped gets a new one
+    good(api.post(action, {"os-terminate_connection": {"connector": CONNECTOR}}), 202)
+
+
+@pytest.mark.parametrize("word", ["error", "error_deleting", "awaiting-transfer"])
+def test_a_detach_of_nothing_leaves_the_status(api: Any, volume: dict[str, Any], word: str) -> None:
+    action = f"/v3/volumes/{volume['id']}/action"
+    good(api.post(action, {"os-reset_status": {"status": word}}, as_="admin"), 202)
+    good(api.post(action, {"os-detach": None}), 202)
+    good(api.post(action, {"os-detach": {"attachment_id": str(uuid.uuid4())}}), 202)
+    good(api.post(action, {"os-terminate_connection": {"connector": None}}), 202)
+    good(api.post(action, {"os-force_detach": {}}, as_="admin"), 202)
+    assert status(api, volume) == word
