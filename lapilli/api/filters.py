@@ -18,6 +18,7 @@ from lapilli.errors import ConfigError, InvalidInput
 Condition = sa.ColumnElement[bool]
 
 _LITERAL = 20000  # characters; deep nesting in a long text could exhaust the parser
+_MOST = 200  # conditions of one filter; databases limit the depth of an expression
 
 DEFAULT_FILTERS: dict[str, tuple[str, ...]] = {
     "volume": (
@@ -96,12 +97,15 @@ def maps(name: str, *columns: str, since: str | None = None) -> Filter:
         wanted = literal(text)
         if not isinstance(wanted, dict):
             return False
+        if len(wanted) > _MOST:
+            raise InvalidInput(f"Invalid value for {name}: at most {_MOST} pairs can be asked for.")
         found: list[Condition] = []
         for key, value in wanted.items():
-            word = str(key)
-            if '"' in word or "\\" in word:  # cannot be part of a JSON path
+            word, sought = str(key), str(value)
+            # the first two cannot be part of a JSON path
+            if '"' in word or "\\" in word or not (_storable(word) and _storable(sought)):
                 return False
-            found.append(sa.or_(*(table.c[column][word].as_string() == str(value) for column in columns)))
+            found.append(sa.or_(*(table.c[column][word].as_string() == sought for column in columns)))
         return sa.and_(sa.true(), *found)
 
     return Filter(name, build, minor(since, 0))
@@ -111,7 +115,10 @@ def times(name: str, *, since: str | None = None) -> Filter:
     """`op:ISO8601[,op:ISO8601...]`; several comparisons are alternatives (Q4)."""
 
     def build(table: sa.Table, text: str, _version: int) -> Condition:
-        return sa.or_(*(_compare(table.c[name], name, part) for part in text.split(",")))
+        parts = text.split(",")
+        if len(parts) > _MOST:
+            raise InvalidInput(f"Invalid value for {name}: at most {_MOST} comparisons can be asked for.")
+        return sa.or_(*(_compare(table.c[name], name, part) for part in parts))
 
     return Filter(name, build, minor(since, 0))
 
@@ -161,7 +168,12 @@ def _value(column: sa.Column[Any], text: str) -> Any:
             return _moment(text)
     except (ValueError, InvalidInput):
         return None
-    return text
+    return text if _storable(text) else None
+
+
+def _storable(text: str) -> bool:
+    """Whether a database can hold the text: the escapes of a literal can spell what no UTF-8 can."""
+    return "\x00" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 _OPERATORS: dict[str, Callable[[Any, datetime], Condition]] = {

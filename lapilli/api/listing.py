@@ -153,7 +153,7 @@ class Listing(Generic[R]):
         empty = not self._narrow(call, told, where)
         marker = told.get("marker")
         if marker is not None:
-            self._check_marker(call, connection, marker)
+            self._check_marker(call, connection, marker, conditions)
         items: list[R] = []
         if limit and not empty:
             items = records.page(
@@ -205,9 +205,12 @@ class Listing(Generic[R]):
             pairs.append(
                 (told.get("sort_key", "").strip() or "created_at", told.get("sort_dir", "").strip() or "desc")
             )
-        chosen = [(self._sort_column(call, key), _direction(word)) for key, word in pairs]
-        implied = chosen[0][1] if chosen else "desc"
-        used = {name for name, _ in chosen}
+        told_order = [(self._sort_column(call, key), _direction(word)) for key, word in pairs]
+        implied = told_order[0][1] if told_order else "desc"
+        used: dict[str, str] = {}  # a column that is named again changes nothing
+        for name, direction in told_order:
+            used.setdefault(name, direction)
+        chosen = list(used.items())
         for name in ("created_at", next(iter(self.table.primary_key.columns)).name):
             if name not in used and name in self.table.c:
                 chosen.append((name, implied))
@@ -274,11 +277,14 @@ class Listing(Generic[R]):
         column = self.aliases.get(key, key)
         return equal(self.table.c[column], text) if column in self.columns else False
 
-    def _check_marker(self, call: Call, connection: sa.Connection, marker: str) -> None:
+    def _check_marker(
+        self, call: Call, connection: sa.Connection, marker: str, conditions: Sequence[Condition]
+    ) -> None:
         """A marker must be something that the caller may see. Raises `NotFound`."""
-        last = records.find(connection, self.kind, marker)
-        owner = self.project and last is not None and getattr(last, self.project)
-        if last is None or (self.project and not call.context.is_admin and owner != call.context.project_id):
+        where = [*conditions, next(iter(self.table.primary_key.columns)) == marker]
+        if self.project and not call.context.is_admin:
+            where.append(self.table.c[self.project] == call.context.project_id)
+        if not records.count(connection, self.kind, where):
             raise NotFound(f"Marker {marker} could not be found.")
 
     def _links(self, call: Call, items: list[R], limit: int, count: int) -> list[dict[str, str]]:

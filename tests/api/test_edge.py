@@ -281,6 +281,35 @@ def test_bad_list_parameters(api: Any, query: str) -> None:
     fault(api.get(f"/v3/volumes?{query}", version="3.71"), 400, "badRequest")
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "metadata={'a%5Cx00b':'c'}",
+        "metadata={'%5Cud800':'c'}",
+        "metadata={'a':'%5Cud800'}",
+        "metadata={'a':'%5Cx00'}",
+        "name=['%5Cud800','x']",
+        "metadata=" + "-" * 15000 + "1",
+    ],
+)
+def test_filters_that_no_value_can_meet(api: Any, volume: dict[str, Any], query: str) -> None:
+    answer = api.get(f"/v3/volumes?{query}", version="3.71")
+    assert (answer.status_code, answer.json()) == (200, {"volumes": []})
+
+
+def test_filters_of_more_conditions_than_a_database_takes(api: Any) -> None:
+    times = ",".join(["gt:2020-01-01T00:00:00"] * 1500)
+    fault(api.get(f"/v3/volumes?created_at={times}", version="3.71"), 400, "badRequest")
+    pairs = ",".join(f"{number}:1" for number in range(1500))
+    fault(api.get(f"/v3/volumes?metadata={{{pairs}}}", version="3.71"), 400, "badRequest")
+
+
+def test_a_sort_key_named_again_changes_nothing(api: Any, volume: dict[str, Any]) -> None:
+    keys = ",".join(["name:asc"] * 3000)
+    answer = api.get(f"/v3/volumes?sort={keys}", version="3.71")
+    assert [each["id"] for each in answer.json()["volumes"]] == [volume["id"]]
+
+
 def test_unknown_marker(api: Any) -> None:
     fault(api.get(f"/v3/volumes?marker={uuid.uuid4()}"), 404, "itemNotFound")
 

@@ -186,6 +186,13 @@ def test_list_paging_and_sorting(api):
     refused(api.get(f"{TYPES}?marker={NOBODY}"), 404)
 
 
+def test_a_hidden_type_is_no_marker(api):
+    with a_type(api, public=False) as hidden:
+        message = refused(api.get(f"{TYPES}?marker={hidden['id']}"), 404)
+        nobody = refused(api.get(f"{TYPES}?marker={NOBODY}"), 404)
+        assert message.replace(hidden["id"], "") == nobody.replace(NOBODY, "")
+
+
 def test_is_public_is_for_administrators(api):
     with a_type(api, public=False) as private, a_type(api) as public:
 
