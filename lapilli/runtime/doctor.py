@@ -68,9 +68,10 @@ class Doctor:
         return found
 
     def _stuck(self) -> Iterable[Difference]:
+        held = self.busy | {each.id for each in self.snapshots.values() if each.volume_id in self.busy}
         for kind, resources in (("volume", self.volumes), ("snapshot", self.snapshots)):
             for each in resources.values():
-                if each.status in states.while_states(kind) and each.id not in self.busy:
+                if each.status in states.while_states(kind) and each.id not in held:
                     yield Difference(f"{kind} {each.id} is {each.status}, but no operation is working on it")
 
     def _quotas(self) -> Iterable[Difference]:
