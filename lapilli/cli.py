@@ -384,7 +384,13 @@ def _image_add(options: argparse.Namespace) -> None:
 def _image_list(options: argparse.Namespace) -> None:
     for image in compose.make_images(_config(options)).all():
         size = f"{(image.virtual_size or image.size or 0) / 2**30:.2f} GiB"
-        print(f"{image.id}  {image.status:8}  {image.disk_format or '-':6}  {size:>11}  {image.name or '-'}")
+        name = _printable(image.name or "-")
+        print(f"{image.id}  {image.status:8}  {image.disk_format or '-':6}  {size:>11}  {name}")
+
+
+def _printable(text: str) -> str:
+    """A text that users have chosen, without what would move the terminal's cursor."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _image_delete(options: argparse.Namespace) -> None:
