@@ -221,7 +221,10 @@ class Operation(Record, frozen=True, kw_only=True):
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """An image as an image source describes it. Sizes in bytes; `min_disk` in GiB, `min_ram` in MiB."""
+    """An image as an image source describes it. Sizes in bytes; `min_disk` in GiB, `min_ram` in MiB.
+
+    `owner` is the project that uploaded it; images without one belong to everybody.
+    """
 
     id: str
     name: str | None = None
@@ -234,7 +237,16 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     min_disk: int = 0
     min_ram: int = 0
     visibility: str = "private"
+    owner: str | None = None
     protected: bool = False
     properties: dict[str, str] = {}
     created_at: str | None = None
     updated_at: str | None = None
+
+    def listed_for(self, project_id: str | None) -> bool:
+        """Whether a project meets it in lists and by its name; None is an administrator."""
+        return project_id is None or self.owner in (None, project_id) or self.visibility == "public"
+
+    def usable_by(self, project_id: str | None) -> bool:
+        """Whether a project may use it by its id."""
+        return self.listed_for(project_id) or self.visibility == "community"

@@ -160,7 +160,7 @@ def _look_up(core: Core, context: Context, connection: sa.Connection, request: V
             )
         return _Sources(source=source)
     if request.image_ref is not None:
-        image = core.images.get(request.image_ref)
+        image = core.images.get(request.image_ref, project_id=scope)
         if image.status != "active":
             raise InvalidInput(f"Image {image.id} is not active: its status is {image.status}.")
         return _Sources(image=image)
@@ -432,6 +432,7 @@ def upload_image(
             name,
             disk_format=disk_format,
             container_format=container_format,
+            owner=context.project_id,
             min_disk=volume.size,
             properties=_custom_properties(volume),
             **properties,

@@ -13,10 +13,11 @@ from lapilli.ports.driver import BlockAddress, Progress
 class ImageSource(Protocol):
     """What every image source can do. Callable from many threads and processes."""
 
-    def get(self, reference: str) -> Image:
+    def get(self, reference: str, *, project_id: str | None = None) -> Image:
         """Look an image up by id, by a URL that ends in its id, or by name.
 
-        Raises `InvalidInput` when nothing matches, `Conflict` when a name matches several.
+        With `project_id` among those that this project may use. Raises `InvalidInput` when nothing matches,
+        `Conflict` when a name matches several.
         """
 
     def all(self) -> Sequence[Image]:

@@ -267,6 +267,20 @@ def test_names_that_fit_none_or_several(images: DirectoryImages, make: Make) -> 
         images.get("twice")
 
 
+def test_projects_do_not_meet_each_others_images(images: DirectoryImages, make: Make) -> None:
+    everybodys = images.add(str(make("raw")), name="disk", disk_format="raw")
+    mine = images.add(str(make("raw")), name="mine", disk_format="raw", owner="me")
+    known = images.add(str(make("raw")), name="known", disk_format="raw", owner="me", visibility="community")
+    for image in (everybodys, mine, known):
+        assert images.get(image.id) == images.get(image.name or "") == image
+        assert images.get(image.id, project_id="me") == images.get(image.name or "", project_id="me") == image
+    assert images.get(everybodys.id, project_id="you") == images.get("disk", project_id="you") == everybodys
+    assert images.get(known.id, project_id="you") == known
+    for reference in (mine.id, "mine", "known"):
+        with pytest.raises(InvalidInput, match="could not be found"):
+            images.get(reference, project_id="you")
+
+
 def test_fetch_gives_the_file_and_notices_damage(images: DirectoryImages, make: Make, tmp_path: Path) -> None:
     source = make("raw")
     image = images.add(f"file://{source}", name="disk", disk_format="raw")

@@ -52,14 +52,14 @@ class DirectoryImages:
 
     # -- reading ------------------------------------------------------------------------------------------
 
-    def get(self, reference: str) -> Image:
+    def get(self, reference: str, *, project_id: str | None = None) -> Image:
         """By id, by a URL that ends in an id, or by name. Raises `InvalidInput`, `Conflict`."""
         last = reference.rstrip("/").rsplit("/", 1)[-1]
         if _UUID.fullmatch(last):
             found = self._load(last.lower())
-            if found is not None:
+            if found is not None and found.usable_by(project_id):
                 return found
-        named = [image for image in self.all() if image.name == reference]
+        named = [image for image in self.all() if image.name == reference and image.listed_for(project_id)]
         if len(named) > 1:
             raise Conflict(f"{len(named)} images are named {reference!r}: use an id.")
         if not named:

@@ -29,8 +29,9 @@ def discover(call: Call) -> dict[str, Any]:
 
 @route.get("/images", rule=LIST)
 def index(call: Call) -> dict[str, Any]:
-    """Images by name, a page at a time; images are never hidden."""
-    found = [] if call.params.get("os_hidden", "").lower() == "true" else list(call.core.images.all())
+    """The caller's images by name, a page at a time; images are never hidden."""
+    hidden = call.params.get("os_hidden", "").lower() == "true"
+    found = [each for each in call.core.images.all() if not hidden and each.listed_for(call.project_scope)]
     name = call.params.get("name")
     if name is not None:
         found = [image for image in found if image.name == name]
@@ -58,7 +59,7 @@ def index(call: Call) -> dict[str, Any]:
 def show(call: Call, identifier: str) -> dict[str, Any]:
     """One image by id."""
     try:
-        image = call.core.images.get(identifier)
+        image = call.core.images.get(identifier, project_id=call.project_scope)
     except LapilliError:
         image = None
     if image is None or image.id != identifier:
@@ -73,6 +74,7 @@ def _view(image: Image) -> dict[str, Any]:
         "name": image.name,
         "status": image.status,
         "visibility": image.visibility,
+        "owner": image.owner,
         "protected": image.protected,
         "os_hidden": False,
         "disk_format": image.disk_format,
