@@ -30,6 +30,7 @@ class Target(Protocol):
     """What every target can do."""
 
     name: str
+    serves: bool  # False for one that hands out paths only: nothing is served, so nothing can be missing
 
     def start(self) -> None:
         """See that the daemon is there; start it when it is ours to start."""

@@ -177,8 +177,8 @@ class Doctor:
                 f"target {backend.target.name} serves volume {identifier}, which nobody is connected to",
                 partial(backend.target.unexport, identifier, {}),
             )
-        if backend.target.name == "local":
-            return  # nothing is ever served: the export is only a record
+        if not backend.target.serves:
+            return  # the export is only a record
         for identifier in wanted.keys() - served - self.busy:
             volume, export = self.volumes.get(identifier), wanted[identifier]
             if volume is None:

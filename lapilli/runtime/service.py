@@ -280,8 +280,8 @@ class RoleService:
         """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants."""
         suspects: set[tuple[str, str]] = set()
         for backend in self.backends.values():
-            if backend.target.name == "local":
-                continue  # nothing is ever served, so nothing can be lost
+            if not backend.target.serves:
+                continue
             backend.target.start()
             served = set(backend.target.exports())
             wanted = self._wanted(backend)

@@ -102,6 +102,8 @@ class _Shown:
 class Tgt:
     """Target on tgtd."""
 
+    serves = True
+
     def __init__(self, options: TgtOptions, *, name: str, state_dir: str) -> None:
         self.name = name
         self._options = options
