@@ -23,13 +23,14 @@ from lapilli import events
 from lapilli.adapters.auth.basic import BasicAuthenticator, BasicOptions, line_for
 from lapilli.adapters.auth.none import NoAuthenticator
 from lapilli.adapters.buses.local import LocalBus
+from lapilli.adapters.buses.polling import PollingBus
 from lapilli.adapters.images.directory import DirectoryImages
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.config import Config, ServiceOptions, option
 from lapilli.context import Authenticator, Context
 from lapilli.domain import placement
 from lapilli.domain.quotas import QuotaOptions
-from lapilli.errors import ConfigError
+from lapilli.errors import ConfigError, DatabaseUnavailable
 from lapilli.flows import snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
 from lapilli.flows.explain import Explanation, explain as explain_create
@@ -37,6 +38,7 @@ from lapilli.flows.journal import Backend, Journal, deadlines
 from lapilli.flows.options import VolumeOptions
 from lapilli.flows.volume_types import TypeOptions
 from lapilli.flows.volumes import VolumeRequest
+from lapilli.ports.bus import Bus
 from lapilli.ports.driver import Driver, OwnFunctions
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
@@ -52,6 +54,18 @@ class AuthOptions:
     auth_strategy: str = option(
         "http_basic", "How callers prove who they are.", choices=("http_basic", "none", "noauth")
     )
+
+
+@dataclass(frozen=True)
+class BusOptions:
+    """How processes wake each other; what a wake misses is found by looking."""
+
+    bus: str = option(
+        "auto",
+        "auto: postgres with a PostgreSQL database, polling with MariaDB, local with SQLite.",
+        choices=("auto", "local", "postgres", "polling"),
+    )
+    bus_poll_interval: float = option(0.25, "Seconds between looks of the polling bus.", minimum=0.01)
 
 
 @dataclass(frozen=True)
@@ -148,7 +162,7 @@ def database_url(config: Config) -> str:
 def make_store(config: Config) -> Store:
     """The database, of this code's version. Raises `ConfigError`."""
     with _told_plainly():
-        store = Store(database_url(config))
+        store = Store(database_url(config), config.read(DatabaseOptions, "database"))
         schema.prepare(store)
     return store
 
@@ -164,8 +178,9 @@ def _told_plainly() -> Iterator[None]:
     """Why a database cannot be used, in one line, without its URL: that may hold a password."""
     try:
         yield
-    except (exc.ArgumentError, exc.OperationalError, ImportError, OSError) as problem:
-        why = str(getattr(problem, "orig", None) or problem).splitlines()[0]
+    except (exc.ArgumentError, exc.DBAPIError, DatabaseUnavailable, ImportError, OSError) as problem:
+        cause = problem.__cause__ if isinstance(problem, DatabaseUnavailable) else problem
+        why = str(getattr(cause, "orig", None) or cause or problem).splitlines()[0]
         raise ConfigError(f"[database] connection: the database cannot be used: {why}") from problem
 
 
@@ -180,6 +195,24 @@ def make_directory_images(config: Config) -> DirectoryImages:
     return DirectoryImages(options.image_directory or state_file(config, "images"))
 
 
+def make_bus(config: Config, store: Store) -> Bus:
+    """What wakes other processes: as configured, or as fits the database. Raises `ConfigError`."""
+    options = config.read(BusOptions)
+    kind = options.bus
+    if kind == "auto":
+        kind = {"postgresql": "postgres", "mariadb": "polling"}.get(store.kind, "local")
+    directory = os.path.join(config.state_dir, "run", "bus")
+    if kind == "local":
+        return LocalBus(directory)
+    if kind == "polling":
+        return PollingBus(directory, options.bus_poll_interval)
+    if store.kind != "postgresql":
+        raise ConfigError("[DEFAULT] bus = postgres: this needs a PostgreSQL database.")
+    from lapilli.adapters.buses.postgres import PostgresBus  # noqa: PLC0415 - its driver is an extra
+
+    return PostgresBus(store.url.set(drivername="postgresql").render_as_string(hide_password=False))
+
+
 def make_core(config: Config) -> Core:
     """The middle of the house. Raises `ConfigError`."""
     scheduler = config.read(placement.SchedulerOptions)
@@ -187,7 +220,7 @@ def make_core(config: Config) -> Core:
     _add_plugins("lapilli.weighers", scheduler.scheduler_default_weighers, placement.WEIGHERS)
     placement.check_names(scheduler)
     store = make_store(config)
-    bus = LocalBus(os.path.join(config.state_dir, "run", "bus"))
+    bus = make_bus(config, store)
     convert = importlib.import_module("lapilli.adapters.images.convert")
     journal = Journal(store, bus, deadlines(config.read(VolumeOptions).operation_deadlines))
     core = Core(config, store, journal, make_images(config), cast(Converter, convert))

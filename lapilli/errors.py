@@ -125,6 +125,18 @@ class ServiceUnavailable(LapilliError):
     code = "service-unavailable"
 
 
+class DatabaseUnavailable(ServiceUnavailable):
+    """The database does not answer (503): what was accepted before is not lost."""
+
+    code = "database-unavailable"
+
+
+class DatabaseContended(DatabaseUnavailable):
+    """Others held or changed the same records (503): the transaction was rolled back, and may be repeated."""
+
+    code = "database-contended"
+
+
 class ConfigError(LapilliError):
     """A configuration value is wrong; the text names section, option and value. Stops the start."""
 

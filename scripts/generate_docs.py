@@ -76,6 +76,7 @@ def _sentence(thing: Any) -> str:
 # Where each section class is read from: in the order of the page.
 _SECTIONS = {
     "ServiceOptions": "DEFAULT",
+    "BusOptions": "DEFAULT",
     "AuthOptions": "DEFAULT",
     "ApiOptions": "DEFAULT",
     "VolumeOptions": "DEFAULT",

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import databases
 from tests.service import Api, Service
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--database KIND`: what every service and store of the run keeps its records in."""
+    parser.addoption("--database", choices=databases.KINDS, default="sqlite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the database."""
+    databases.chosen = config.getoption("--database")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from typing import Any
 import bcrypt
 import httpx
 
+from tests import databases
+
 ROLES = {"admin": "admin", "member": "member", "reader": "reader"}
 
 
@@ -43,6 +45,7 @@ class Service:
     target_port: int = field(default_factory=free_port)
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    database: str | None = None  # URL; None: a fresh database of the kind chosen for the test run
 
     @property
     def url(self) -> str:
@@ -58,6 +61,10 @@ class Service:
         """The configuration file, made from `config`."""
         values: dict[str, dict[str, Any]] = {name: dict(each) for name, each in self.config.items()}
         default = values.setdefault("DEFAULT", {})
+        if self.database is None and databases.chosen != "sqlite":
+            self.database = databases.fresh_url(self.state_dir)
+        if self.database is not None:
+            values.setdefault("database", {}).setdefault("connection", self.database)
         for backend in str(default.get("enabled_backends", "filepool")).split(","):
             values.setdefault(backend, {}).setdefault("target_port", self.target_port)
         lines = []

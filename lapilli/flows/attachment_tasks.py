@@ -49,6 +49,7 @@ class PrepareExport(RecordTask):
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Write what is missing of the two rows. Raises `NotFound`, `Conflict`."""
         volume_id, backend = work.resource_id, work.storage
+        records.get(connection, Volume, volume_id, lock="update")
         if work.args.get("attachment_id"):
             records.get(connection, Attachment, work.args["attachment_id"])
         if work.args.get("attachment_id") and not work.args.get("made_for_this"):
@@ -80,6 +81,7 @@ class PrepareExport(RecordTask):
 
     def unrecord(self, work: Work, connection: sa.Connection) -> None:
         """Take the holder out again."""
+        records.find(connection, Volume, work.resource_id, lock="update")
         if work.results.get("joined"):
             _drop_holder(connection, work.resource_id, [work.args["holder"]])
 
@@ -124,7 +126,7 @@ class ConnectOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction."""
-        volume = records.get(connection, Volume, work.resource_id)
+        volume = records.get(connection, Volume, work.resource_id, lock="update")
         export = records.find(connection, Export, volume.id)
         if export is None:
             raise StorageError("The export was dropped meanwhile.", retry=False)
@@ -173,6 +175,7 @@ class ConnectOnFinish(RecordTask):
 def connect_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """An attachment made for this call goes; one that was reserved stays, marked; a connected one stays."""
     attachment_id = work.args.get("attachment_id")
+    records.find(connection, Volume, work.resource_id, lock="update")
     if attachment_id is None or records.find(connection, Attachment, attachment_id) is None:
         return
     complain(work, connection, "VOLUME", "004", error)
@@ -188,7 +191,7 @@ def recompute(connection: sa.Connection, volume_id: str) -> None:
 
     Not while it is migrated, nor while an operation holds it: that one then goes back to what follows now.
     """
-    volume = records.find(connection, Volume, volume_id)
+    volume = records.find(connection, Volume, volume_id, lock="update")
     if volume is None:
         return
     status, attach_status = records.summary_of(connection, volume_id)
@@ -238,6 +241,7 @@ class DisconnectOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction."""
+        records.find(connection, Volume, work.resource_id, lock="update")
         _drop_holder(connection, work.resource_id, work.args["holders"])
         if work.args.get("attachment_id"):
             records.delete(connection, Attachment, work.args["attachment_id"])

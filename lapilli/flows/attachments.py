@@ -39,7 +39,7 @@ def reserve(core: Core, volume: Volume) -> None:
 def unreserve(core: Core, volume: Volume) -> None:
     """attaching -> what the attachments left say; in any other status nothing happens."""
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         if fresh.status == "attaching":
             recompute(connection, volume.id)
 
@@ -47,7 +47,7 @@ def unreserve(core: Core, volume: Volume) -> None:
 def begin_detaching(core: Core, volume: Volume) -> None:
     """in-use -> detaching. A volume being migrated is left as it is."""
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         if fresh.migration_status in (None, "deleting", "error", "success"):
             attached = (_volume.attach_status == "attached", "it is not attached")
             row = transition("volume", "begin_detaching")
@@ -57,7 +57,7 @@ def begin_detaching(core: Core, volume: Volume) -> None:
 def roll_detaching(core: Core, volume: Volume) -> None:
     """detaching -> in-use; in any other status nothing happens."""
     with core.store.write(durable=True) as connection:
-        if records.get(connection, Volume, volume.id).status == "detaching":
+        if records.get(connection, Volume, volume.id, lock="update").status == "detaching":
             records.enter(connection, transition("volume", "roll_detaching"), volume.id)
 
 
@@ -74,7 +74,7 @@ def attach(
     """Record that a server or host uses the volume. A repeat for the same one changes nothing."""
     del context
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         _refuse_maintenance(fresh)
         if fresh.readonly and mode != "ro":
             raise InvalidState("Invalid volume: it is read-only and can only be attached with mode ro.")
@@ -213,7 +213,7 @@ def create(
     )
     row = transition("volume", "hold_shared" if volume.multiattach else "hold")
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         if "error" in fresh.status:
             raise InvalidState(f"Invalid volume: it is in status {fresh.status}.")
         same_server = instance_id is not None and any(
@@ -260,12 +260,12 @@ def complete(core: Core, context: Context, attachment: Attachment) -> None:
     """The hypervisor uses it now: attached and in-use. Repeating it is success."""
     del context
     with core.store.write(durable=True) as connection:
+        volume = records.get(connection, Volume, attachment.volume_id, lock="update")
         fresh = records.get(connection, Attachment, attachment.id)
         if fresh.attach_status == "attached":
             return
         row = transition("attachment", "complete")
         records.enter(connection, row, attachment.id, attached_at=records.now())
-        volume = records.get(connection, Volume, attachment.volume_id)
         marked = dict(volume.admin_metadata)
         if fresh.attach_mode:
             marked["attached_mode"] = fresh.attach_mode
@@ -294,6 +294,7 @@ def _withdraw(core: Core, context: Context, volume: Volume, attachment_id: str |
     """Remove an attachment (if there is one): at once, or by an operation when the target knows it."""
     with core.store.write(durable=True) as connection:
         # looked for in the transaction that would remove it: whoever connects it now finds it gone, or held
+        records.find(connection, Volume, volume.id, lock="update")
         connected = any(each.holder == attachment_id for each in holders(connection, volume.id))
         if not connected:
             gone = attachment_id is not None and records.delete(connection, Attachment, attachment_id)

@@ -12,6 +12,7 @@ taken out of its hands and reverted by somebody else; should the call come back,
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -33,6 +34,7 @@ from lapilli.domain.model import Operation
 from lapilli.errors import (
     Abandoned,
     ConfigError,
+    DatabaseUnavailable,
     DeadlinePassed,
     InvalidState,
     LapilliError,
@@ -198,6 +200,13 @@ class Work:
     _phase: tuple[float, int, int] = (0.0, -1, -1)  # began at, with so many bytes done, of
     _seen: int = -1
 
+    def take_up(self, row: Operation) -> None:
+        """Begin anew at what the row says."""
+        self.operation, self.results, self.timings = row, dict(row.results), list(row.timings)
+        self.next_host = self.waiting = self.task = None
+        self.reschedule = self.reverting = False
+        self.due = time.monotonic() + self.patience
+
     @property
     def args(self) -> dict[str, Any]:
         """What the operation was submitted with."""
@@ -350,21 +359,26 @@ class Journal:
             with self.store.read() as connection:
                 if connection.execute(_claimable(role), {**wanted, "most": 1}).first() is None:
                     return []
-        with self.store.write() as connection:
-            moment = wanted["moment"] = records.now()
-            rows = connection.execute(_claimable(role), wanted).all()
-            # not what runs here: a lease that seems over to its own holder is a clock that was set forward
-            claimed = [
-                records.make(Operation, row)
-                for row in rows
-                if row.owner != self.owner or (row.id, row.claim) not in self._running
-            ]
-            if claimed:
-                values = {"me": self.owner, "lease": moment + LEASE, "moment": moment}
-                due = [moment + timedelta(seconds=self._seconds[each.kind]) for each in claimed]
-                told = [{"op": each.id, "due": at} for each, at in zip(claimed, due, strict=True)]
-                connection.execute(_take(), [{**each, **values} for each in told])
-        return [_claimed(each, self.owner) for each in claimed]
+        for _attempt in range(3):
+            try:
+                with self.store.write() as connection:
+                    moment = wanted["moment"] = records.now()
+                    rows = connection.execute(_claimable(role), wanted).all()
+                    # not what runs here: a lease that seems over to its own holder is a clock set forward
+                    claimed = [
+                        records.make(Operation, row)
+                        for row in rows
+                        if row.owner != self.owner or (row.id, row.claim) not in self._running
+                    ]
+                    if claimed:
+                        values = {"me": self.owner, "lease": moment + LEASE, "moment": moment}
+                        due = [moment + timedelta(seconds=self._seconds[each.kind]) for each in claimed]
+                        told = [{"op": each.id, "due": at} for each, at in zip(claimed, due, strict=True)]
+                        connection.execute(_take(), [{**each, **values} for each in told])
+                return [_claimed(each, self.owner) for each in claimed]
+            except sa.exc.IntegrityError:
+                pass  # another process has just claimed of the same lane: now that can be seen
+        return []
 
     def renew(self) -> None:
         """Extend the leases of everything that this process is at work on."""
@@ -372,12 +386,12 @@ class Journal:
             running = sorted({identifier for identifier, _ in self._running})
         if not running:
             return
+        mine = sa.and_(_op.state.in_(HELD), _op.owner == self.owner, _op.id.in_(running))
         with self.store.write() as connection:
-            connection.execute(
-                tables.operations.update()
-                .where(_op.state.in_(HELD), _op.owner == self.owner, _op.id.in_(running))
-                .values(lease_until=records.now() + LEASE)
-            )
+            # in one order, whoever does it: the roles of a process may do it at the same moment
+            ids = list(connection.scalars(sa.select(_op.id).where(mine).order_by(_op.id).with_for_update()))
+            renewed = tables.operations.update().where(_op.id.in_(ids))
+            connection.execute(renewed.values(lease_until=records.now() + LEASE))
 
     def watch(self) -> None:
         """Take operations away from calls that hang, so that another worker reverts them now."""
@@ -496,10 +510,10 @@ class Journal:
         with self._lock:
             self._running[row.id, row.claim] = work
         try:
-            if row.state == "reverting":
-                self._revert(work, _error_of(row), row.step)
-            else:
-                self._execute(work)
+            try:
+                self._go_on(work)
+            except DatabaseUnavailable as problem:
+                self._when_it_answers(work, problem)
         except LeaseLost:
             _log.warning("operation %s was taken over by another worker", row.id)
             self._tidy(work)
@@ -536,6 +550,30 @@ class Journal:
         with self.store.read() as connection:
             return connection.execute(query).first() is not None
 
+    def _go_on(self, work: Work) -> None:
+        if work.operation.state == "reverting":
+            self._revert(work, _error_of(work.operation), work.operation.step)
+        else:
+            self._execute(work)
+
+    def _when_it_answers(self, work: Work, problem: Exception) -> None:
+        """Carry on from what the row says, as soon as the database answers. Raises `LeaseLost`."""
+        row, pause = work.operation, 0.1
+        _log.warning("operation %s waits for the database: %s", row.id, problem)
+        while True:
+            work.due = math.inf  # no call hangs
+            time.sleep(pause)
+            try:
+                with self.store.read() as connection:
+                    present = records.find(connection, Operation, row.id)
+                if present is None or present.claim != row.claim or present.state not in HELD:
+                    raise LeaseLost(f"Operation {row.id} has ended, or was taken over.")
+                work.take_up(present)
+                self._go_on(work)
+                return
+            except DatabaseUnavailable:
+                pause = min(pause * 2, 5.0)
+
     def _execute(self, work: Work) -> None:
         kind = work.operation.kind
         tasks = _KINDS[kind].legs[work.operation.role]
@@ -549,7 +587,7 @@ class Journal:
                     work.timings.append(_timed(work, "done"))
                     step += 1
                 step = self._advance(work, tasks, step)
-        except LeaseLost:
+        except (LeaseLost, DatabaseUnavailable):
             raise
         except Postponed as wait:
             again = records.now() + timedelta(seconds=wait.seconds)
@@ -662,7 +700,7 @@ class Journal:
         try:
             if work.operation.attempts < REVERT_ATTEMPTS:  # more have hung already
                 self._undo(work, step)
-        except LeaseLost:
+        except (LeaseLost, DatabaseUnavailable):
             raise
         except Exception as problem:
             if self._tried_again(work, problem):
@@ -670,7 +708,7 @@ class Journal:
             _log.exception("giving up undoing operation %s: something may be left behind", work.operation.id)
         try:
             self._end_reverted(work, error)
-        except LeaseLost:
+        except (LeaseLost, DatabaseUnavailable):
             raise
         except Exception as problem:
             if self._tried_again(work, problem):
@@ -754,13 +792,18 @@ def _claimable(role: str) -> sa.Select[Any]:
         other.c.created_at < _op.created_at,
         sa.and_(other.c.created_at == _op.created_at, other.c.id < _op.id),
     )
+    held = other.c.state.in_(HELD)
     lane_is_busy = (
         sa.select(other.c.id)
         .where(
             other.c.lane == _op.lane,
             other.c.id != _op.id,
             other.c.state.in_(UNFINISHED),
-            sa.or_(other.c.state.in_(HELD), sa.and_(_op.state == "queued", earlier)),
+            sa.or_(
+                sa.and_(held, other.c.owner.is_not(None)),
+                sa.and_(_op.state == "queued", sa.or_(held, earlier)),
+                sa.and_(_op.owner.is_(None), held, earlier),  # both were taken from their holders
+            ),
         )
         .exists()
     )

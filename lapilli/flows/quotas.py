@@ -15,7 +15,7 @@ def update(core: Core, project_id: str, changes: Mapping[str, int]) -> dict[str,
     options = core.quota
     with core.store.write(durable=True) as connection:
         _check_known(changes, quotas.limits(connection, options, project_id))
-        held = quotas.usages(connection, project_id)
+        held = quotas.usages(connection, project_id, hold=changes)
         for name, limit in changes.items():
             usage = held.get(name, Usage())
             taken = usage.in_use + usage.reserved

@@ -61,4 +61,4 @@ def _volume_service(connection: sa.Connection, host: str) -> Service:
 
 def _find(connection: sa.Connection, host: str, binary: str) -> Service | None:
     found = records.all_of(connection, Service, _services.host == host, _services.binary == binary)
-    return found[0] if found else None
+    return records.find(connection, Service, found[0].id, lock="update") if found else None

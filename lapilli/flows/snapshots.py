@@ -46,10 +46,10 @@ def create(
     Raises `InvalidState`, `OverQuota`: then nothing has happened.
     """
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         _may_snapshot(fresh, in_use_allowed)
         not_frozen(connection, fresh.host)
-        kind = records.get(connection, VolumeType, fresh.volume_type_id)
+        kind = records.get(connection, VolumeType, fresh.volume_type_id, lock="share")
         deltas = quota_rules.snapshot_deltas(fresh.size, kind.name, core.quota)
         quotas.charge(connection, core.quota, context.project_id, deltas)
         snapshot = Snapshot(
@@ -184,7 +184,7 @@ class DeleteSnapshotOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction for row and quota."""
-        snapshot = records.find(connection, Snapshot, work.resource_id)
+        snapshot = records.find(connection, Snapshot, work.resource_id, lock="update")
         if snapshot is not None:
             forget_snapshot(work.core.quota, connection, snapshot)
 
@@ -224,7 +224,7 @@ def update(core: Core, snapshot: Snapshot, changes: dict[str, Any]) -> Snapshot:
 
 def _edit(core: Core, snapshot: Snapshot, edit: Callable[[dict[str, str]], dict[str, str]]) -> dict[str, str]:
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Snapshot, snapshot.id)
+        fresh = records.get(connection, Snapshot, snapshot.id, lock="update")
         changed = edit(dict(fresh.metadata))
         records.update(connection, Snapshot, snapshot.id, metadata=changed)
     return changed

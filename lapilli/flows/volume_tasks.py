@@ -59,13 +59,19 @@ def snapshot_reference(snapshot: Snapshot, pool: str) -> SnapshotRef:
     return SnapshotRef(snapshot.id, snapshot.volume_id, snapshot.size, pool.partition("#")[2])
 
 
-def claim_capacity(connection: sa.Connection, pool: str, gib: int, *, volumes: int = 0) -> None:
-    """Take (or give back) room in a pool, in the caller's transaction."""
-    connection.execute(
-        tables.pools.update()
-        .where(_pool.name == pool)
-        .values(allocated_gb=_pool.allocated_gb + gib, volumes=_pool.volumes + volumes)
-    )
+def claim_capacity(
+    connection: sa.Connection, pool: str, gib: int, *, volumes: int = 0, judged: int | None = None
+) -> bool:
+    """Take (or give back) room in a pool, in the caller's transaction.
+
+    With `judged` only while that much is allocated: False when another scheduler was faster, so that the
+    pool must be judged anew.
+    """
+    statement = tables.pools.update().where(_pool.name == pool)
+    if judged is not None:
+        statement = statement.where(_pool.allocated_gb == judged)
+    changes = {"allocated_gb": _pool.allocated_gb + gib, "volumes": _pool.volumes + volumes}
+    return connection.execute(statement.values(changes)).rowcount > 0
 
 
 def candidates(connection: sa.Connection, down_after: int) -> list[placement.Candidate]:
@@ -128,14 +134,23 @@ def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> b
     return work.core.just_started and records.count(connection, Pool, asked) == 0
 
 
-def place(work: Work, connection: sa.Connection, request: placement.Request) -> placement.Candidate:
-    """The best pool. Raises `NoValidBackend` with a reason for each; `Postponed` while reports are due."""
-    pools = candidates(connection, work.core.service.service_down_time)
-    seen = any(pool.name == request.pool for pool in pools) if request.pool else bool(pools)
-    if not seen and _report_is_due(work, connection, request.pool):
-        raise Postponed(0.1)
+def place(
+    work: Work, connection: sa.Connection, request: placement.Request, *, volumes: int = 0
+) -> placement.Candidate:
+    """The best pool, with the room taken in it (for so many volumes more).
+
+    Raises `NoValidBackend` with a reason for each; `Postponed` while reports are due.
+    """
     try:
-        return placement.choose(request, pools, work.core.scheduler)[0]
+        while True:  # until no other scheduler was faster
+            pools = candidates(connection, work.core.service.service_down_time)
+            seen = any(pool.name == request.pool for pool in pools) if request.pool else bool(pools)
+            if not seen and _report_is_due(work, connection, request.pool):
+                raise Postponed(0.1)
+            best = placement.choose(request, pools, work.core.scheduler)[0]
+            judged = best.allocated_gb
+            if claim_capacity(connection, best.name, request.size, volumes=volumes, judged=judged):
+                return best
     except NoValidBackend as refused:
         absent = scheduling.left_out(connection, work.core.service.service_down_time)
         reasons = [*refused.reasons, *(str(each) for each in absent)]
@@ -178,10 +193,9 @@ class ScheduleCreateVolume(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Place the volume. Raises `NoValidBackend`."""
-        volume = records.get(connection, Volume, work.resource_id)
+        volume = records.get(connection, Volume, work.resource_id, lock="update")
         request = request_for(connection, volume, work.args["spec"], work.core.scheduler, work.results)
-        chosen = place(work, connection, request)
-        claim_capacity(connection, chosen.name, volume.size, volumes=1)
+        chosen = place(work, connection, request, volumes=1)
         records.update(connection, Volume, volume.id, host=chosen.name, availability_zone=chosen.zone)
         work.next_host = backend_host(chosen.name)
 
@@ -273,7 +287,7 @@ def _may_go_elsewhere(error: Exception) -> bool:
 
 def on_failure_reschedule(work: Work, connection: sa.Connection, error: Exception) -> None:
     """Give the pool's room back; try another pool, or end in `error` with the reason."""
-    volume = records.find(connection, Volume, work.resource_id)
+    volume = records.find(connection, Volume, work.resource_id, lock="update")
     if volume is None:
         return
     failures: dict[str, str] = {}
@@ -341,7 +355,7 @@ class DeleteVolumeOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """One transaction for rows, quota and capacity."""
-        volume = records.find(connection, Volume, work.resource_id)
+        volume = records.find(connection, Volume, work.resource_id, lock="update")
         if volume is None:
             return
         # whatever the administrator has reset its status to meanwhile: its bytes are gone
@@ -352,7 +366,7 @@ class DeleteVolumeOnFinish(RecordTask):
 
 def forget_volume(options: quota_rules.QuotaOptions, connection: sa.Connection, volume: Volume) -> None:
     """Give back a removed volume's quota and room, and drop what hung on it."""
-    type_name = records.get(connection, VolumeType, volume.volume_type_id).name
+    type_name = records.get(connection, VolumeType, volume.volume_type_id, lock="share").name
     if volume.consumes_quota:
         back = quota_rules.volume_deltas(-volume.size, type_name, volumes=-1)
         quotas.charge(connection, options, volume.project_id, back)
@@ -368,7 +382,7 @@ def forget_snapshot(options: quota_rules.QuotaOptions, connection: sa.Connection
         connection, Snapshot, snapshot.id
     ):
         return
-    type_name = records.get(connection, VolumeType, snapshot.volume_type_id).name
+    type_name = records.get(connection, VolumeType, snapshot.volume_type_id, lock="share").name
     if snapshot.consumes_quota:
         back = quota_rules.snapshot_deltas(-snapshot.size, type_name, options, snapshots=-1)
         quotas.charge(connection, options, snapshot.project_id, back)
@@ -376,7 +390,7 @@ def forget_snapshot(options: quota_rules.QuotaOptions, connection: sa.Connection
 
 def delete_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """Busy: as it was. Else: error_deleting. The same for the snapshots that are still there."""
-    volume = records.find(connection, Volume, work.resource_id)
+    volume = records.find(connection, Volume, work.resource_id, lock="update")
     busy = has_code(error, Busy)
     if volume is not None:
         # what was deleted by force out of an operation's hands cannot go back into them
@@ -415,7 +429,7 @@ def growth_of(args: Mapping[str, Any], type_name: str) -> dict[str, int]:
 
 
 def _settle_growth(work: Work, connection: sa.Connection, *, commit: bool) -> None:
-    type_name = records.get(connection, VolumeType, work.args["volume_type_id"]).name
+    type_name = records.get(connection, VolumeType, work.args["volume_type_id"], lock="share").name
     deltas = growth_of(work.args, type_name)
     quotas.settle(connection, work.args["project_id"], deltas, commit=commit)
 
@@ -425,7 +439,7 @@ class ScheduleExtendVolume(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Raises `NoValidBackend`."""
-        volume = records.get(connection, Volume, work.resource_id)
+        volume = records.get(connection, Volume, work.resource_id, lock="update")
         growth = work.args["new_size"] - work.args["old_size"]
         kind = records.get(connection, VolumeType, volume.volume_type_id)
         request = placement.Request(
@@ -438,7 +452,6 @@ class ScheduleExtendVolume(RecordTask):
             over_subscription=work.core.scheduler.max_over_subscription_ratio,
         )
         place(work, connection, request)
-        claim_capacity(connection, volume.host or "", growth)
         work.results["claimed"] = growth
         work.next_host = backend_host(volume.host or "")
 
@@ -473,7 +486,7 @@ class ExtendVolumeOnFinish(RecordTask):
 
 def extend_failed(work: Work, connection: sa.Connection, error: Exception) -> None:
     """No room: as it was. A driver's failure: error_extending. Quota and room go back."""
-    volume = records.find(connection, Volume, work.resource_id)
+    volume = records.find(connection, Volume, work.resource_id, lock="update")
     _settle_growth(work, connection, commit=False)
     if volume is None:
         return

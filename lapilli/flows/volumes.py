@@ -94,7 +94,7 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
     args = {"spec": plan.spec, "bootable": volume.bootable or volume.image_id is not None}
     with core.store.write(durable=True) as connection:
         # again: it may have been renamed, which moves its quota, or deleted
-        kind = records.get(connection, VolumeType, kind.id)
+        kind = records.get(connection, VolumeType, kind.id, lock="share")
         limits = quotas.in_force(connection, core.quota, context.project_id)
         quota_rules.check_volume_size(size, limits)
         deltas = quota_rules.volume_deltas(size, kind.name)
@@ -382,6 +382,7 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
         kind = records.get(connection, VolumeType, volume.volume_type_id)
         check_type_size(kind, new_size)
         records.enter(connection, row, volume.id, NOT_MIGRATING, same_size)
+        type_name = records.get(connection, VolumeType, kind.id, lock="share").name
         limits = quotas.in_force(connection, core.quota, volume.project_id)
         quota_rules.check_volume_size(new_size, limits)
         args = {
@@ -391,7 +392,7 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
             "volume_type_id": volume.volume_type_id,
             "consumes_quota": volume.consumes_quota,
         }
-        deltas = volume_tasks.growth_of(args, kind.name)
+        deltas = volume_tasks.growth_of(args, type_name)
         quotas.charge(connection, core.quota, volume.project_id, deltas, reserve=True)
         submitted = core.journal.submit(
             connection, "volume.extend", context, volume.id, role="scheduler", args=args
@@ -480,7 +481,7 @@ def update(core: Core, context: Context, volume: Volume, changes: dict[str, Any]
     """Change name, description or the whole metadata; returns the volume as it is then."""
     del context
     with core.store.write(durable=True) as connection:
-        _editable(records.get(connection, Volume, volume.id))
+        _editable(records.get(connection, Volume, volume.id, lock="update"))
         records.update(connection, Volume, volume.id, **changes)
         return records.get(connection, Volume, volume.id)
 
@@ -489,7 +490,7 @@ def _edit_map(
     core: Core, volume: Volume, column: str, edit: Callable[[dict[str, str]], dict[str, str]], *refused: str
 ) -> dict[str, str]:
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         _editable(fresh, *refused)
         changed = edit(dict(getattr(fresh, column)))
         records.update(connection, Volume, volume.id, **{column: changed})
@@ -543,14 +544,14 @@ def delete_image_metadata(core: Core, volume: Volume, key: str) -> None:
 def set_bootable(core: Core, volume: Volume, bootable: bool) -> None:
     """Say whether it can be booted from."""
     with core.store.write(durable=True) as connection:
-        _editable(records.get(connection, Volume, volume.id))
+        _editable(records.get(connection, Volume, volume.id, lock="update"))
         records.update(connection, Volume, volume.id, bootable=bootable)
 
 
 def set_readonly(core: Core, volume: Volume, readonly: bool) -> None:
     """Allow attaching it only read-only, or not. Raises `InvalidState` unless it is available."""
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id)
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         if fresh.status != "available":
             raise InvalidState(f"Invalid volume: it must be available, but it is {fresh.status}.")
         marked = {**fresh.admin_metadata, "readonly": str(readonly)}
@@ -575,6 +576,7 @@ def reset_status(
         raise InvalidInput(f"{status!r} is not a status that a volume can be reset to.")
     changes: dict[str, Any] = {}
     with core.store.write(durable=True) as connection:
+        fresh = records.get(connection, Volume, volume.id, lock="update")
         attached = records.all_of(connection, Attachment, tables.attachments.c.volume_id == volume.id)
         if status == "in-use" and not attached:
             raise InvalidInput("A volume without attachments cannot be reset to in-use.")
@@ -585,7 +587,6 @@ def reset_status(
         if attach_status == "detached":
             table = tables.attachments
             connection.execute(table.delete().where(table.c.volume_id == volume.id))
-            fresh = records.get(connection, Volume, volume.id)
             kept = {k: v for k, v in fresh.admin_metadata.items() if k != "attached_mode"}
             changes["admin_metadata"] = kept
         if migration_status is not None:

@@ -8,12 +8,14 @@ from alembic import command
 from alembic.config import Config
 
 from lapilli.store import schema
+from lapilli.store.session import address_of
 
 
 def upgrade(url: str) -> str:
     """Bring a database to the newest version; returns that version."""
     config = Config()
     config.set_main_option("script_location", os.path.dirname(__file__))
-    config.attributes["url"] = url  # not a main option: those expand % signs, which passwords may hold
+    # not a main option: those expand % signs, which passwords may hold
+    config.attributes["url"] = address_of(url)
     command.upgrade(config, "head")
     return schema.HEAD

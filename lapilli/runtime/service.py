@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from lapilli.config import option
 from lapilli.domain.model import Export, Operation, Pool, Service, Volume
+from lapilli.errors import DatabaseContended, DatabaseUnavailable
 from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.core import Core
 from lapilli.flows.journal import HELD, LEASE, Backend, topic
@@ -106,6 +107,9 @@ class RoleService:
                     reaped = time.monotonic()
                     self.core.journal.reap()
                 self._claim(look_first=not woken)
+            except DatabaseUnavailable as problem:
+                _log.warning("claiming failed; trying again: %s", problem)
+                self._stopping.wait(0.05 if isinstance(problem, DatabaseContended) else 1.0)
             except Exception:
                 _log.exception("claiming failed; trying again")
                 time.sleep(0.2)
@@ -166,6 +170,8 @@ class RoleService:
     def _try(work: Callable[[], None]) -> None:
         try:
             work()
+        except DatabaseUnavailable as problem:
+            _log.warning("%s failed; it is tried again: %s", work.__name__, problem)
         except Exception:
             _log.exception("%s failed; it is tried again", work.__name__)
 
@@ -191,7 +197,7 @@ class RoleService:
                     .values(heartbeat_at=moment, updated_at=moment, availability_zone=zone_of)
                 )
                 if changed.rowcount == 0:
-                    records.insert(
+                    records.add_missing(
                         connection,
                         Service(
                             id=records.new_id(),
@@ -224,10 +230,10 @@ class RoleService:
                 "timestamp": records.now().isoformat(),
             }
             with self.core.store.write() as connection:
-                present = records.find(connection, Pool, name)
+                present = records.find(connection, Pool, name, lock="update")
                 if present is None:
                     placed, count = _placed(connection, name)
-                    records.insert(
+                    records.add_missing(
                         connection,
                         Pool(
                             name=name,

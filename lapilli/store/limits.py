@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 
 from lapilli.store import tables
+from lapilli.store.upserts import put
 
 _PER_TYPE = ("volumes", "gigabytes", "snapshots")
 _NAMED = (tables.quota_limits, tables.quota_class_limits, tables.quota_usages)
@@ -48,9 +49,6 @@ def forget_type(connection: sa.Connection, name: str) -> None:
 def _replace(
     connection: sa.Connection, table: sa.Table, owner: str, name: str, changes: Mapping[str, int]
 ) -> None:
-    if not changes:
-        return
-    old = table.delete().where(table.c[owner] == name, table.c.resource.in_(list(changes)))
-    connection.execute(old)
-    rows = [{owner: name, "resource": key, "hard_limit": limit} for key, limit in changes.items()]
-    connection.execute(table.insert(), rows)
+    rows = [{owner: name, "resource": key, "hard_limit": changes[key]} for key in sorted(changes)]
+    if rows:
+        put(connection, table, rows, "hard_limit")

@@ -1,15 +1,18 @@
-"""Limits and usages: read, and changed in the same transaction as what they count."""
+"""Limits and usages: read, and changed in the same transaction as what they count.
+
+Who changes a project's usages holds all its rows first, so that two processes never count past a limit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from lapilli.domain.quotas import QuotaOptions, Usage, check
-from lapilli.store import tables
+from lapilli.store import tables, upserts
 
 _limits = tables.quota_limits.c
 _classes = tables.quota_class_limits.c
@@ -33,13 +36,14 @@ def _select_class() -> sa.Select[Any]:
     )
 
 
-@lru_cache(maxsize=1)
-def _select_usages() -> sa.Select[Any]:
-    return (
+@lru_cache(maxsize=2)
+def _select_usages(held: bool) -> sa.Select[Any]:
+    query = (
         sa.select(_usages.resource, _usages.in_use, _usages.reserved)
         .where(_usages.project_id == sa.bindparam("project"))
-        .with_for_update()
+        .order_by(_usages.resource)  # also the order in which rows are locked
     )
+    return query.with_for_update() if held else query
 
 
 def class_limits(connection: sa.Connection, options: QuotaOptions, name: str) -> dict[str, int]:
@@ -68,10 +72,21 @@ def in_force(connection: sa.Connection, options: QuotaOptions, project_id: str) 
     return found
 
 
-def usages(connection: sa.Connection, project_id: str) -> dict[str, Usage]:
-    """What a project holds, by resource; a resource never touched is missing."""
-    rows = connection.execute(_select_usages(), {"project": project_id})
-    return {row[0]: Usage(row[1], row[2]) for row in rows}
+def usages(
+    connection: sa.Connection, project_id: str, *, hold: Iterable[str] | None = None
+) -> dict[str, Usage]:
+    """What a project holds, by resource; a resource never touched is missing.
+
+    With `hold` all of it is locked until the transaction ends, and rows for the resources named are made.
+    """
+    query, asked = _select_usages(hold is not None), {"project": project_id}
+    found = {row[0]: Usage(row[1], row[2]) for row in connection.execute(query, asked)}
+    missing = sorted(set(hold or ()) - found.keys())
+    if not missing:
+        return found
+    empty = [{"project_id": project_id, "resource": name, "in_use": 0, "reserved": 0} for name in missing]
+    upserts.add_missing(connection, tables.quota_usages, empty)
+    return usages(connection, project_id, hold=())  # another process may have been faster, and counted
 
 
 def charge(
@@ -82,42 +97,28 @@ def charge(
     *,
     reserve: bool = False,
 ) -> None:
-    """Take (or with negative deltas give back) quota; raises `OverQuota` and changes nothing when it is over.
+    """Take (or with negative deltas give back) quota; raises `OverQuota`: then roll back.
 
     With `reserve` the figures go to `reserved` until `settle` decides.
     """
-    held = usages(connection, project_id)
+    held = usages(connection, project_id, hold=deltas)
     if any(delta > 0 for delta in deltas.values()):
         check(deltas, in_force(connection, options, project_id), held)
-    _add(connection, project_id, held, {n: (0, d) if reserve else (d, 0) for n, d in deltas.items()})
+    _add(connection, project_id, {n: (0, d) if reserve else (d, 0) for n, d in deltas.items()})
 
 
 def settle(connection: sa.Connection, project_id: str, deltas: Mapping[str, int], *, commit: bool) -> None:
     """End a reservation: move it to `in_use`, or give it back."""
-    held = usages(connection, project_id)
-    _add(connection, project_id, held, {n: (d if commit else 0, -d) for n, d in deltas.items()})
+    usages(connection, project_id, hold=deltas)
+    _add(connection, project_id, {n: (d if commit else 0, -d) for n, d in deltas.items()})
 
 
-def _add(
-    connection: sa.Connection,
-    project_id: str,
-    held: Mapping[str, Usage],
-    changes: Mapping[str, tuple[int, int]],
-) -> None:
-    known = [
-        {"p": project_id, "r": name, "used": used, "kept": kept}
-        for name, (used, kept) in changes.items()
-        if name in held
+def _add(connection: sa.Connection, project_id: str, changes: Mapping[str, tuple[int, int]]) -> None:
+    rows = [
+        {"p": project_id, "r": name, "used": used, "kept": kept} for name, (used, kept) in changes.items()
     ]
-    fresh = [
-        {"project_id": project_id, "resource": name, "in_use": used, "reserved": kept}
-        for name, (used, kept) in changes.items()
-        if name not in held
-    ]
-    if known:
-        connection.execute(_update_usage(), known)
-    if fresh:
-        connection.execute(tables.quota_usages.insert(), fresh)
+    if rows:
+        connection.execute(_update_usage(), rows)
 
 
 @lru_cache(maxsize=1)

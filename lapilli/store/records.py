@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 
@@ -28,10 +28,11 @@ from lapilli.domain.model import (
     VolumeType,
 )
 from lapilli.errors import InvalidState, NotFound
-from lapilli.store import tables
+from lapilli.store import tables, upserts
 from lapilli.store.session import RIDER
 
 R = TypeVar("R", bound=Record)
+Lock = Literal["update", "share"]
 
 TABLES: dict[type[Record], sa.Table] = {
     Volume: tables.volumes,
@@ -94,24 +95,38 @@ def _maker(kind: type[Record]) -> Callable[[Any], Any]:
     return made
 
 
-def get(connection: sa.Connection, kind: type[R], identifier: str, *, project_id: str | None = None) -> R:
+def get(
+    connection: sa.Connection,
+    kind: type[R],
+    identifier: str,
+    *,
+    project_id: str | None = None,
+    lock: Lock | None = None,
+) -> R:
     """One record by id. Raises `NotFound`, also when `project_id` is given and is not the record's."""
-    found = find(connection, kind, identifier)
+    found = find(connection, kind, identifier, lock=lock)
     if found is None or (project_id is not None and getattr(found, "project_id", None) != project_id):
         raise NotFound.of(_NAMES[kind], identifier)
     return found
 
 
-def find(connection: sa.Connection, kind: type[R], identifier: str) -> R | None:
-    """One record by its (first) primary key, or None."""
-    row = connection.execute(_by_key(kind), {"key": identifier}).first()
+def find(connection: sa.Connection, kind: type[R], identifier: str, *, lock: Lock | None = None) -> R | None:
+    """One record by its (first) primary key, or None.
+
+    `lock` until the transaction ends: "update" for a record that the transaction decides by or writes,
+    "share" for one that must neither go nor change its name. SQLite has one writer, and locks nothing.
+    """
+    row = connection.execute(_by_key(kind, lock), {"key": identifier}).first()
     return None if row is None else make(kind, row)
 
 
 @lru_cache(maxsize=64)
-def _by_key(kind: type[Record]) -> sa.Select[Any]:
+def _by_key(kind: type[Record], lock: Lock | None = None) -> sa.Select[Any]:
     table = TABLES[kind]
-    return _select(kind).where(next(iter(table.primary_key.columns)) == sa.bindparam("key"))
+    query = _select(kind).where(next(iter(table.primary_key.columns)) == sa.bindparam("key"))
+    if lock == "share":
+        return query.with_for_update(read=True, key_share=True)
+    return query if lock is None else query.with_for_update()
 
 
 def all_of(
@@ -195,6 +210,12 @@ def insert(connection: sa.Connection, record: Record) -> None:
     connection.execute(table.insert(), {name: getattr(record, name) for name in record.__struct_fields__})
 
 
+def add_missing(connection: sa.Connection, record: Record) -> None:
+    """Add a record that another process may be adding at this moment: then nothing changes."""
+    values = {name: getattr(record, name) for name in record.__struct_fields__}
+    upserts.add_missing(connection, TABLES[type(record)], [values])
+
+
 def update(connection: sa.Connection, kind: type[Record], identifier: str, **changes: Any) -> bool:
     """Change columns of one record; False when it is not there. Statuses go through `enter` and `leave`."""
     if "updated_at" in TABLES[kind].c:
@@ -241,6 +262,9 @@ def enter(
     guards = [table.c.id == identifier, *(condition for condition, _ in conditions)]
     if states.ANY not in row.sources:
         guards.append(column.in_(sorted(row.sources)))
+    if conditions and connection.dialect.name != "sqlite":
+        # an UPDATE that waited for the row would judge other tables as they were before it waited
+        connection.execute(_by_key(kind, "update"), {"key": identifier})
     values: dict[str, Any] = {column.name: target, "updated_at": now(), **changes}
     if row.during and "previous_status" in table.c:
         values.setdefault("previous_status", column)
@@ -295,6 +319,8 @@ def leave(
     if end == states.BACK:
         value = table.c.previous_status
     elif end == states.RECOMPUTED:
+        if connection.dialect.name != "sqlite":  # whoever changes attachments holds the row
+            connection.execute(_by_key(kind, "update"), {"key": identifier})
         value = summary_of(connection, identifier)[0]
     values = {column.name: value, "updated_at": now(), **changes}
     return connection.execute(table.update().where(*guards).values(**values)).rowcount > 0

@@ -45,12 +45,25 @@ def check(present: str | None) -> None:
     raise ConfigError(f"The database is at {present}, which this code does not know: upgrade Lapilli itself.")
 
 
+_LOCK = 0x1A9111  # any number, the same in every process
+
+
 def _create(store: Store) -> None:
+    """Make all tables, while no other process does."""
     with store.write(durable=True) as connection:
-        if sa.inspect(connection).has_table("alembic_version"):
-            return
-        tables.METADATA.create_all(connection)
-        connection.execute(
-            sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-        )
-        connection.execute(_version.insert(), {"version_num": HEAD})
+        if store.kind == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        elif store.kind == "mariadb":  # its CREATE TABLE ends transactions
+            connection.execute(sa.select(sa.func.get_lock("lapilli_schema", 60)))
+        try:
+            if sa.inspect(connection).has_table("alembic_version"):
+                return
+            tables.METADATA.create_all(connection)
+            table = sa.Table(
+                "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+            )
+            table.create(connection)
+            connection.execute(_version.insert(), {"version_num": HEAD})
+        finally:
+            if store.kind == "mariadb":
+                connection.execute(sa.select(sa.func.release_lock("lapilli_schema")))

@@ -5,24 +5,34 @@ kernel instead of polling in SQLite's busy handler. Commits themselves are not s
 must survive a power cut (`durable=True`, decisions.md D14) waits afterwards for one fsync of the WAL that
 began after its commit, which all transactions waiting at that moment share. The lock is free meanwhile.
 SQLite syncs WAL and database by itself before it reuses the log, so order is never lost.
+
+PostgreSQL and MariaDB run at READ COMMITTED. What a transaction decides by, it locks first (`records.hold`),
+in one order: operation, volume, its snapshots and attachments, type, quota, pool (docs/decisions/).
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
+import importlib.util
 import os
+import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
 from lapilli.config import option
-from lapilli.errors import ConfigError
+from lapilli.errors import ConfigError, DatabaseContended, DatabaseUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,14 @@ class DatabaseOptions:
     """Section [database]."""
 
     connection: str | None = option(
-        None, "SQLAlchemy URL; default: SQLite in the state directory.", secret=True
+        None,
+        "SQLAlchemy URL (sqlite, postgresql or mysql+pymysql); default: SQLite in the state directory.",
+        secret=True,
+    )
+    max_pool_size: int = option(16, "Connections that a process keeps open.", minimum=1)
+    max_overflow: int = option(32, "Connections beyond those, closed after use.", minimum=0)
+    connection_recycle_time: int = option(
+        3600, "Seconds after which a connection is made anew, -1 for never.", minimum=-1
     )
 
 
@@ -57,34 +74,74 @@ def _dumps(value: Any) -> str:
     return _ENCODER.encode(value).decode()
 
 
+# what a driver is, by the beginning of a URL: (SQLAlchemy's name for it, module, extra of this package)
+_DRIVERS = {
+    "postgresql": ("postgresql+psycopg", "psycopg", "postgres"),
+    "mysql": ("mariadb+pymysql", "pymysql", "mariadb"),
+    "mariadb": ("mariadb+pymysql", "pymysql", "mariadb"),
+}
+LOCK_WAIT = 10  # seconds that a statement waits for a row's lock
+ABANDONED = 15  # seconds after which the database ends the transaction of a process that has stopped
+_IDLE = 1.0  # seconds without use after which a connection is tried before it is used again
+
+
+def address_of(text: str) -> sa.URL:
+    """The URL as SQLAlchemy takes it, with the driver that we use. Raises `ConfigError`."""
+    try:
+        url = sa.engine.make_url(text)
+    except sa.exc.ArgumentError:
+        raise ConfigError("[database] connection: this is no SQLAlchemy URL.") from None
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return url
+    if backend not in _DRIVERS:
+        raise ConfigError(
+            f"[database] connection: {backend!r} is unknown; known are sqlite, postgresql, mysql and mariadb."
+        )
+    name, module, extra = _DRIVERS[backend]
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"[database] connection: {backend} needs another package: pip install 'lapilli[{extra}]'"
+        )
+    url = url.set(drivername=name)
+    if module == "pymysql":
+        url = url.update_query_dict({"charset": "utf8mb4"})
+    return url
+
+
 class Store:
     """One database: `read()` for looking, `write()` for one transaction."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.is_sqlite = url.startswith("sqlite")
-        arguments: dict[str, Any] = {
-            "json_serializer": _dumps,
-            "json_deserializer": _DECODER.decode,
-            "pool_size": 32,
-            "max_overflow": 32,
-        }
+    def __init__(self, url: str, options: DatabaseOptions | None = None) -> None:
+        self.url = address_of(url)
+        self.kind = "mariadb" if self.url.get_backend_name() == "mariadb" else self.url.get_backend_name()
+        self.is_sqlite = self.kind == "sqlite"
+        arguments: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": _DECODER.decode}
         if self.is_sqlite:
-            self.path = sa.engine.make_url(url).database or ""
+            self.path = self.url.database or ""
             if not self.path or self.path == ":memory:":
                 raise ConfigError("[database] connection: SQLite needs a file; one in memory is not shared.")
+            arguments |= {"pool_size": 32, "max_overflow": 32}
             arguments["connect_args"] = {"timeout": 30, "check_same_thread": False}
             self._flusher = _WalFlusher(self.path + "-wal")
             self._locks = threading.local()
-        self.engine = sa.create_engine(url, **arguments)
+        else:
+            arguments |= _shared(self.kind, options or DatabaseOptions())
+        self.engine = sa.create_engine(self.url, **arguments)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
+        else:
+            sa.event.listen(self.engine, "checkin", _note_use)
+            sa.event.listen(self.engine, "checkout", functools.partial(_try_idle, self.engine.dialect))
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection for queries; each statement sees the latest commit."""
-        with self.engine.connect() as connection:
-            yield connection
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as problem:
+            raise _translated(problem) from problem
 
     @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[sa.Connection]:
@@ -93,7 +150,7 @@ class Store:
         With `durable` it returns only when the commit would survive a power cut.
         """
         if not self.is_sqlite:
-            with self.engine.begin() as connection:
+            with self._write_shared(durable) as connection:
                 if (rider := RIDER.get()) is None:
                     yield connection
                 else:
@@ -126,6 +183,25 @@ class Store:
         if durable:
             self._flusher.flush()
 
+    @contextmanager
+    def _write_shared(self, durable: bool) -> Iterator[sa.Connection]:
+        """Connections are in autocommit: BEGIN and COMMIT are ours, and reads cost no round trip more."""
+        begin = "START TRANSACTION"
+        if self.kind == "postgresql":
+            begin = "BEGIN" if durable else "BEGIN; SET LOCAL synchronous_commit TO off"
+        try:
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql(begin)
+                try:
+                    yield connection
+                    connection.exec_driver_sql("COMMIT")
+                except BaseException:
+                    with _discarded_if_broken(connection):
+                        connection.exec_driver_sql("ROLLBACK")
+                    raise
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as problem:
+            raise _translated(problem) from problem
+
     def _lock_file(self) -> IO[bytes]:
         """This thread's own open file: `flock` then keeps threads apart as well as processes."""
         file: IO[bytes] | None = getattr(self._locks, "file", None)
@@ -136,6 +212,128 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _shared(kind: str, options: DatabaseOptions) -> dict[str, Any]:
+    """How an engine for many hosts is made: bounded waits, and connections that notice a dead server."""
+    arguments: dict[str, Any] = {
+        "pool_size": options.max_pool_size,
+        "max_overflow": options.max_overflow,
+        "pool_recycle": options.connection_recycle_time,
+        "pool_timeout": 10,
+        "isolation_level": "AUTOCOMMIT",
+        "skip_autocommit_rollback": True,
+    }
+    if kind == "postgresql":
+        session = {
+            "default_transaction_isolation": "read\\ committed",
+            "lock_timeout": f"{LOCK_WAIT}s",
+            "idle_in_transaction_session_timeout": f"{ABANDONED}s",
+        }
+        arguments["connect_args"] = {
+            "connect_timeout": 10,
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 2,
+            "tcp_user_timeout": 15000,
+            "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
+        }
+    else:
+        arguments["connect_args"] = {
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "write_timeout": 30,
+            # SIMULTANEOUS_ASSIGNMENT: with SET a = b, b = a the old values count, as the standard has it
+            "init_command": (
+                "SET SESSION tx_isolation = 'READ-COMMITTED', "
+                f"SESSION innodb_lock_wait_timeout = {LOCK_WAIT}, "
+                f"SESSION idle_transaction_timeout = {ABANDONED}, "
+                "SESSION sql_mode = 'TRADITIONAL,SIMULTANEOUS_ASSIGNMENT', SESSION time_zone = '+00:00'"
+            ),
+        }
+    return arguments
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _try_idle(dialect: sa.Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """Try a connection that was idle: when the server was restarted meanwhile, the pool is made anew."""
+    if time.monotonic() - record.info.get("used", time.monotonic()) < _IDLE:
+        return
+    try:
+        alive = dialect.do_ping(connection)
+    except Exception:
+        alive = False
+    if not alive:
+        raise sa.exc.InvalidatePoolError
+
+
+@contextmanager
+def _discarded_if_broken(connection: sa.Connection) -> Iterator[None]:
+    """A connection whose transaction cannot even be rolled back is not used again."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            connection.invalidate()
+
+
+_CONTENDED = {
+    "40001",  # PostgreSQL: serialization failure
+    "40P01",  # deadlock
+    "55P03",  # lock not available in time
+    1205,  # MariaDB: lock wait timeout
+    1213,  # deadlock
+    1020,  # record has changed since last read
+}
+_GONE = {
+    "57P01",  # PostgreSQL: ended by the administrator
+    "57P02",
+    "57P03",  # starting up, or shutting down
+    "53300",  # too many connections
+    "25P03",  # our transaction was idle for too long
+    "25006",  # read-only: a standby
+    1040,  # MariaDB: too many connections
+    1053,  # shutting down
+    1290,  # read-only
+    2003,
+    2006,
+    2013,
+    4031,
+}
+
+
+def _translated(problem: sa.exc.SQLAlchemyError) -> Exception:
+    """What callers are told: the database is away, or others were faster; anything else stays as it is."""
+    if isinstance(problem, sa.exc.TimeoutError):
+        return DatabaseUnavailable("Every connection to the database is in use.")
+    if not isinstance(problem, sa.exc.DBAPIError):
+        return problem
+    cause = problem.orig
+    code = getattr(cause, "sqlstate", None) or (cause.args[0] if cause is not None and cause.args else None)
+    if code in _CONTENDED:
+        return DatabaseContended("Others were writing the same records: try again.")
+    at_connect = isinstance(problem, sa.exc.OperationalError) and problem.statement is None
+    if problem.connection_invalidated or code in _GONE or at_connect:
+        return DatabaseUnavailable("The database cannot be reached at the moment.")
+    return problem
+
+
+def rerun_when_contended(function: Callable[P, T]) -> Callable[P, T]:
+    """For functions whose one effect is one transaction: run anew after a deadlock or a lock not got."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        for attempt in range(4):
+            try:
+                return function(*args, **kwargs)
+            except DatabaseContended:
+                time.sleep(random.uniform(0.005, 0.02) * 2**attempt)  # noqa: S311 - spreads them, nothing secret
+        return function(*args, **kwargs)
+
+    return run
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -21,6 +21,12 @@ def totals(connection: sa.Connection, conditions: Conditions) -> tuple[int, int]
 def metadata_values(connection: sa.Connection, conditions: Conditions) -> dict[str, list[str]]:
     """The distinct values of each metadata key of the volumes that meet the conditions."""
     column = tables.volumes.c.metadata
+    found: dict[str, set[str]] = {}
+    if connection.dialect.name == "mariadb":  # it cannot unfold an object into rows
+        for (pairs_of_one,) in connection.execute(sa.select(column).where(*conditions).distinct()):
+            for key, value in pairs_of_one.items():
+                found.setdefault(key, set()).add(value)
+        return _sorted(found)
     unfold = sa.func.json_each if connection.dialect.name == "sqlite" else sa.func.json_each_text
     pairs = unfold(column).table_valued("key", "value", name="pairs")
     query = (
@@ -29,9 +35,11 @@ def metadata_values(connection: sa.Connection, conditions: Conditions) -> dict[s
         .join(pairs, sa.true())
         .where(*conditions)
         .distinct()
-        .order_by(pairs.c.key, pairs.c.value)
     )
-    found: dict[str, list[str]] = {}
     for key, value in connection.execute(query):
-        found.setdefault(key, []).append(value)
-    return found
+        found.setdefault(key, set()).add(value)
+    return _sorted(found)
+
+
+def _sorted(found: dict[str, set[str]]) -> dict[str, list[str]]:
+    return {key: sorted(found[key]) for key in sorted(found)}

@@ -1,26 +1,27 @@
 """Tables and indexes: one column per field of `domain.model` (a test keeps them equal).
 
 Lists are served by the indexes on (project_id, created_at, id): keyset paging in constant memory. JSON
-columns hold small maps that are always read with their row. There is no soft delete.
+columns hold small maps that are always read with their row. There is no soft delete. Texts compare and sort
+by their bytes on every database.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+
+from lapilli.store.types import HELD, MARIADB, ONE_PER_LANE, TIME, text
 
 METADATA = sa.MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
 )
 
-_TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
-_ID = sa.String(36)
-_NAME = sa.String(255)
-_RESOURCE = sa.String(300)  # "gigabytes_" and a type's name
+_ID = text(36)
+_NAME = text(255)
+_RESOURCE = text(300)  # "gigabytes_" and a type's name
 
 
 def _time(name: str, *, nullable: bool = True) -> sa.Column[object]:
-    return sa.Column(name, _TIME, nullable=nullable)
+    return sa.Column(name, TIME, nullable=nullable)
 
 
 def _map(name: str) -> sa.Column[object]:
@@ -36,11 +37,11 @@ volumes = sa.Table(
     sa.Column("name", _NAME),
     sa.Column("description", _NAME),
     sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("status", sa.String(32), nullable=False),
-    sa.Column("previous_status", sa.String(32)),
-    sa.Column("attach_status", sa.String(32), nullable=False),
+    sa.Column("status", text(32), nullable=False),
+    sa.Column("previous_status", text(32)),
+    sa.Column("attach_status", text(32), nullable=False),
     sa.Column("migration_status", _NAME),
-    sa.Column("replication_status", sa.String(32)),
+    sa.Column("replication_status", text(32)),
     sa.Column("availability_zone", _NAME),
     sa.Column("host", _NAME, index=True),
     sa.Column("volume_type_id", _ID, nullable=False, index=True),
@@ -78,8 +79,8 @@ snapshots = sa.Table(
     sa.Column("name", _NAME),
     sa.Column("description", _NAME),
     sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("status", sa.String(32), nullable=False),
-    sa.Column("progress", sa.String(8), nullable=False),
+    sa.Column("status", text(32), nullable=False),
+    sa.Column("progress", text(8), nullable=False),
     sa.Column("volume_type_id", _ID, nullable=False),
     sa.Column("group_snapshot_id", _ID),
     sa.Column("encryption_key_id", _ID),
@@ -102,8 +103,8 @@ attachments = sa.Table(
     sa.Column("instance_id", _ID),
     sa.Column("attached_host", _NAME),
     sa.Column("mountpoint", _NAME),
-    sa.Column("attach_mode", sa.String(8)),
-    sa.Column("attach_status", sa.String(32), nullable=False),
+    sa.Column("attach_mode", text(8)),
+    sa.Column("attach_status", text(32), nullable=False),
     sa.Column("connector", sa.JSON),
     sa.Column("connection_info", sa.JSON),
     _time("attached_at"),
@@ -118,7 +119,7 @@ exports = sa.Table(
     METADATA,
     sa.Column("volume_id", _ID, primary_key=True),
     sa.Column("backend", _NAME, nullable=False, index=True),
-    sa.Column("target", sa.String(32), nullable=False),
+    sa.Column("target", text(32), nullable=False),
     _map("data"),
     _map("secret"),
     _time("created_at", nullable=False),
@@ -184,14 +185,14 @@ services = sa.Table(
     METADATA,
     sa.Column("id", _ID, primary_key=True),
     sa.Column("host", _NAME, nullable=False),
-    sa.Column("binary", sa.String(32), nullable=False),
+    sa.Column("binary", text(32), nullable=False),
     sa.Column("availability_zone", _NAME, nullable=False),
     sa.Column("disabled", sa.Boolean, nullable=False),
     sa.Column("disabled_reason", _NAME),
     sa.Column("frozen", sa.Boolean, nullable=False),
-    sa.Column("replication_status", sa.String(32)),
+    sa.Column("replication_status", text(32)),
     sa.Column("active_backend_id", _NAME),
-    sa.Column("backend_state", sa.String(8)),
+    sa.Column("backend_state", text(8)),
     _time("heartbeat_at"),
     _time("created_at", nullable=False),
     _time("updated_at"),
@@ -216,12 +217,12 @@ messages = sa.Table(
     METADATA,
     sa.Column("id", _ID, primary_key=True),
     sa.Column("project_id", _NAME, nullable=False),
-    sa.Column("request_id", sa.String(64), nullable=False),
-    sa.Column("resource_type", sa.String(32), nullable=False),
+    sa.Column("request_id", text(64), nullable=False),
+    sa.Column("resource_type", text(32), nullable=False),
     sa.Column("resource_id", _ID, nullable=False),
-    sa.Column("action_id", sa.String(8), nullable=False),
-    sa.Column("detail_id", sa.String(8), nullable=False),
-    sa.Column("level", sa.String(16), nullable=False),
+    sa.Column("action_id", text(8), nullable=False),
+    sa.Column("detail_id", text(8), nullable=False),
+    sa.Column("level", text(16), nullable=False),
     _time("created_at", nullable=False),
     _time("expires_at", nullable=False),
     sa.Index(None, "project_id", "created_at", "id"),
@@ -231,16 +232,16 @@ operations = sa.Table(
     "operations",
     METADATA,
     sa.Column("id", _ID, primary_key=True),
-    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("kind", text(64), nullable=False),
     sa.Column("steps_version", sa.Integer, nullable=False),
     sa.Column("resource_id", _ID, nullable=False, index=True),
-    sa.Column("lane", sa.String(64), nullable=False),
+    sa.Column("lane", text(64), nullable=False),
     sa.Column("project_id", _NAME, nullable=False),
     sa.Column("user_id", _NAME, nullable=False),
-    sa.Column("request_id", sa.String(64), nullable=False),
-    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("request_id", text(64), nullable=False),
+    sa.Column("role", text(16), nullable=False),
     sa.Column("host", _NAME),
-    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("state", text(16), nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
     sa.Column("owner", _NAME),
     sa.Column("claim", sa.Integer, nullable=False),
@@ -261,6 +262,16 @@ operations = sa.Table(
     sa.Index("ix_operations_queue", "state", "role", "host", "created_at"),
     sa.Index("ix_operations_lane", "lane", "state"),
 )
+# one operation of a lane at a time, whoever claims (MariaDB, without partial indexes: ONE_PER_LANE)
+sa.Index(
+    "uq_operations_held",
+    operations.c.lane,
+    unique=True,
+    sqlite_where=sa.text(HELD),
+    postgresql_where=sa.text(HELD),
+).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]
+sa.event.listen(operations, "after_create", sa.DDL(ONE_PER_LANE).execute_if(dialect="mariadb"))  # type: ignore[no-untyped-call]
+
 
 idempotency_keys = sa.Table(
     "idempotency_keys",
@@ -268,10 +279,10 @@ idempotency_keys = sa.Table(
     sa.Column("project_id", _NAME, primary_key=True),
     sa.Column("user_id", _NAME, primary_key=True),
     sa.Column("key", _NAME, primary_key=True),
-    sa.Column("fingerprint", sa.String(64), nullable=False),
-    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("fingerprint", text(64), nullable=False),
+    sa.Column("request_id", text(64), nullable=False),
     sa.Column("owner", _NAME),  # the process that is still answering, None after the answer
-    sa.Column("made_kind", sa.String(32)),
+    sa.Column("made_kind", text(32)),
     sa.Column("made_id", _ID),
     sa.Column("status", sa.Integer),
     sa.Column("headers", sa.JSON),
@@ -287,3 +298,6 @@ process_metrics = sa.Table(
     sa.Column("totals", sa.JSON, nullable=False),
     _time("reported_at", nullable=False),
 )
+
+for _table in METADATA.tables.values():
+    _table.dialect_options["mariadb"].update(MARIADB)

@@ -12,21 +12,23 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 
 _TICK = 100_000_000  # nanoseconds, with room to spare
 
 
-class LocalSubscription:
-    """See `ports.bus.Subscription`."""
+class WaitingSubscription:
+    """See `ports.bus.Subscription`. `longest` bounds every sleep, for a bus that does not hear everything."""
 
-    def __init__(self, bus: LocalBus, topics: tuple[str, ...]) -> None:
+    def __init__(self, all_of_them: Subscribers, topics: tuple[str, ...], longest: float | None) -> None:
         self.topics = topics
-        self._bus = bus
+        self._all = all_of_them
+        self._longest = longest
         self._event = threading.Event()
 
     def wait(self, seconds: float) -> bool:
         """Sleep until woken, or until the time is over."""
-        woken = self._event.wait(seconds)
+        woken = self._event.wait(seconds if self._longest is None else min(seconds, self._longest))
         self._event.clear()
         return woken
 
@@ -36,20 +38,59 @@ class LocalSubscription:
 
     def close(self) -> None:
         """End it."""
-        self._bus.forget(self)
+        self._all.forget(self)
+
+
+class Subscribers:
+    """Who listens in this process, by topic: every bus has it."""
+
+    def __init__(self, longest: float | None = None) -> None:
+        self._longest = longest
+        self._lock = threading.Lock()
+        self._by_topic: dict[str, set[WaitingSubscription]] = {}
+
+    def add(self, topics: Iterable[str]) -> WaitingSubscription:
+        """A new subscription."""
+        subscription = WaitingSubscription(self, tuple(topics), self._longest)
+        with self._lock:
+            for topic in subscription.topics:
+                self._by_topic.setdefault(topic, set()).add(subscription)
+        return subscription
+
+    def forget(self, subscription: WaitingSubscription) -> None:
+        """Take a subscription out."""
+        with self._lock:
+            for topic in subscription.topics:
+                members = self._by_topic.get(topic, set())
+                members.discard(subscription)
+                if not members:
+                    self._by_topic.pop(topic, None)
+
+    def deliver(self, topic: str) -> None:
+        """Wake who listens to a topic."""
+        with self._lock:
+            members = list(self._by_topic.get(topic, ()))
+        for member in members:
+            member.notify()
+
+    def deliver_all(self) -> None:
+        """Wake everybody."""
+        with self._lock:
+            members = {each for several in self._by_topic.values() for each in several}
+        for member in members:
+            member.notify()
 
 
 class LocalBus:
     """See `ports.bus.Bus`."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, longest: float | None = None) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._directory = directory
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         # relative to a descriptor, since the path of a UNIX socket may have 107 characters only
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._lock = threading.Lock()
-        self._subscribers: dict[str, set[LocalSubscription]] = {}
+        self._subscribers = Subscribers(longest)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._path(self._name))
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -63,7 +104,7 @@ class LocalBus:
 
     def wake(self, topic: str) -> None:
         """Wake every subscriber of a topic, here and in the other processes."""
-        self._deliver(topic)
+        self._subscribers.deliver(topic)
         data = topic.encode()
         for peer in self._others():
             try:
@@ -86,28 +127,9 @@ class LocalBus:
             return []  # somebody has removed the directory: nobody can be reached
         return self._peers
 
-    def subscribe(self, *topics: str) -> LocalSubscription:
+    def subscribe(self, *topics: str) -> WaitingSubscription:
         """Begin to listen."""
-        subscription = LocalSubscription(self, topics)
-        with self._lock:
-            for topic in topics:
-                self._subscribers.setdefault(topic, set()).add(subscription)
-        return subscription
-
-    def forget(self, subscription: LocalSubscription) -> None:
-        """Take a subscription out."""
-        with self._lock:
-            for topic in subscription.topics:
-                members = self._subscribers.get(topic, set())
-                members.discard(subscription)
-                if not members:
-                    self._subscribers.pop(topic, None)
-
-    def _deliver(self, topic: str) -> None:
-        with self._lock:
-            members = list(self._subscribers.get(topic, ()))
-        for member in members:
-            member.notify()
+        return self._subscribers.add(topics)
 
     def _receive(self) -> None:
         while True:
@@ -115,7 +137,7 @@ class LocalBus:
                 data = self._socket.recv(1024)
             except OSError:
                 return
-            self._deliver(data.decode(errors="replace"))
+            self._subscribers.deliver(data.decode(errors="replace"))
 
     def close(self) -> None:
         """Stop listening and remove the socket; a second time does nothing."""
