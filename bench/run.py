@@ -29,6 +29,7 @@ from typing import Any
 import fill
 import load
 import machine
+import scheduler
 from service import Service, xfs_pool
 
 HERE = Path(__file__).parent
@@ -193,6 +194,16 @@ class Bench:
         rate = found["count"] / found["seconds"]
         self.add(f"show/s, {CLIENTS} clients", rate, "/s", Aim(">=", 1500), **spread(found["times"]))
 
+    def scheduler(self) -> None:
+        """Placements decided in a second, among few and among very many pools; needs no service."""
+        for what, pools, times in scheduler.figures(self.size.seconds / 5):
+            told = spread(times)
+            aim = Aim("<", 20) if (what, pools) == ("decision", 10_000) else None
+            rate = round(1000 / told["p50"]) if told["p50"] else None
+            self.add(
+                f"scheduler, {pools:,} pools: {what}, p50", told["p50"], "ms", aim, **told, per_second=rate
+            )
+
     def attach(self) -> None:
         """Attach with a connector (a real iSCSI export with CHAP), then delete the attachment."""
         found = self.service.job("attach", volumes=self._volumes(self.size.singles))
@@ -241,6 +252,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "show": Bench.show,
     "attach": Bench.attach,
     "list": Bench.list,
+    "scheduler": Bench.scheduler,
 }
 
 

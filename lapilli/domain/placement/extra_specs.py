@@ -48,7 +48,7 @@ def matches(value: Any, wanted: str | None) -> bool:
     if operator == "<in>":
         return rest in str(value)
     if operator == "<or>":
-        return str(value) in [part.strip() for part in wanted.split("<or>") if part.strip()]
+        return str(value) in _choices(wanted)
     if operator == "<is>":
         return (str(value).lower() in _YES) == (rest.lower() in _YES)
     return isinstance(value, str) and value == wanted
@@ -60,6 +60,11 @@ def _parts(wanted: str) -> tuple[str, str]:
     words = wanted.split()
     operator = words[0] if words else ""
     return operator, wanted.strip()[len(operator) :].strip()
+
+
+@lru_cache(maxsize=1024)
+def _choices(wanted: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in wanted.split("<or>") if part.strip())
 
 
 def variants(protocol: Any) -> list[Any]:
