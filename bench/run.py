@@ -231,8 +231,18 @@ class Bench:
             told = spread(found["times"])
             name = f"list {items:,} of {self.size.volumes:,} detailed, p95: {what}"
             self.add(name, told["p95"], "ms", Aim("<", 60), **told, bytes=found["bytes"])
+        self._metrics()
         time.sleep(3)
         self._memory("memory after the lists (PSS)", None)
+
+    def _metrics(self) -> None:
+        """The text for Prometheus, with as many volumes as were listed from."""
+        found = self.service.job(
+            "repeat", method="GET", path="/metrics", status=200, connections=1, seconds=self.size.seconds / 3
+        )
+        told = spread(found["times"][1:])  # the first imports the library
+        name = f"metrics with {self.size.volumes:,} volumes, p95"
+        self.add(name, told["p95"], "ms", Aim("<", 50), **told, first=round(found["times"][0], 2))
 
     def _volumes(self, count: int) -> list[str]:
         """Ids of some available volumes; makes what is missing."""

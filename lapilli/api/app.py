@@ -18,7 +18,8 @@ import msgspec
 from falcon import uri
 
 from lapilli import events
-from lapilli.api import idempotency, openapi, versions
+from lapilli.api import access, idempotency, metrics, openapi, versions
+from lapilli.api.access import ADMIN, rule
 from lapilli.api.listing import configured_filters
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.api.resource import Call, Endpoint, Route, Tree, scan
@@ -58,6 +59,7 @@ _FAULTS = {
     503: "serviceUnavailable",
 }
 _DRAINED = 1 << 20  # bytes of a refused body that are read all the same
+METRICS = rule("metrics:show", ADMIN)
 _GENERIC = "The server has either erred or is incapable of performing the requested operation."
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _MEMBER_VERBS = ("GET", "PUT", "DELETE")
@@ -74,6 +76,7 @@ def make_app(
     """The WSGI application. Raises `ConfigError` for options that cannot be used."""
     chosen = options or core.config.read(ApiOptions)
     configured_filters(chosen.resource_query_filters_file)
+    metrics.report(core)
     app: falcon.App[Any, Any] = falcon.App()
     app.add_sink(Edge(core, authenticator, chosen).serve, prefix="/")
     return app
@@ -143,6 +146,8 @@ class Edge:
             resp.content_type = answer.content_type
             resp.data = answer.data
             self._log_access(req, trail, answer, started)
+            method = req.method if trail.route else "-"
+            events.note(("api", method, trail.route or "-", answer.status, time.perf_counter() - started))
         finally:
             events.set_request_id(None)
 
@@ -207,10 +212,11 @@ class Edge:
 
     def _public(self, req: falcon.Request, path: str, trail: Trail) -> Answer | None:
         """The answer of a path that is open to everybody; None for all others."""
-        if path not in ("", "/", "/v3", "/healthcheck", "/openapi.json"):
+        if path not in ("", "/", "/v3", "/healthcheck", "/metrics", "/openapi.json"):
             return None
         if req.method not in ("GET", "HEAD"):
             raise _NoRoute
+        trail.route = path or "/"
         if path in ("", "/v3"):
             trail.headers["Location"] = self._base(req) + path + "/"
             return Answer(302)
@@ -218,6 +224,8 @@ class Edge:
             return Answer(300, _encode(versions.document(self._base(req))))
         if path == "/healthcheck":
             return self._healthcheck()
+        if path == "/metrics":
+            return self._metrics(req)
         asked = _params(req.query_string).get("version")
         version = versions.MAXIMUM if asked is None else versions.negotiate(f"volume {asked}")
         if version not in self.documents:
@@ -234,6 +242,13 @@ class Edge:
         if disabled and os.path.exists(disabled):
             return Answer(503, b"DISABLED BY FILE", "text/plain; charset=UTF-8")
         return Answer(200, b"OK", "text/plain; charset=UTF-8")
+
+    def _metrics(self, req: falcon.Request) -> Answer:
+        """Open to this machine, to everybody where the operator says so, and else to administrators."""
+        headers = req.headers
+        if not self.options.metrics_public and not metrics.is_local(req.env.get("REMOTE_ADDR"), headers):
+            access.enforce(self.authenticator.authenticate(headers), METRICS)
+        return Answer(200, metrics.text(self.core), "text/plain; version=0.0.4; charset=utf-8")
 
     # --- from the URL to the endpoint ------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ class ApiOptions:
     resource_query_filters_file: str | None = option(
         None, "JSON file that names the filters open to everybody; default: a built-in list."
     )
+    metrics_public: bool = option(
+        False, "Answer /metrics to everybody, not only to this machine and to administrators."
+    )
 
 
 @dataclass(frozen=True)

@@ -418,7 +418,7 @@ class Journal:
             if self._running.pop(key, None) is not None:
                 self.hanging.add(key)
         _log.error("operation %s (%s): %s It is taken over", row.id, row.kind, error)
-        events.note(("overdue", row.kind, task))
+        events.note(("overdue", row.kind, task, work.patience))
         events.emit(
             "operation.overdue",
             operation=row.id,

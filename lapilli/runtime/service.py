@@ -18,11 +18,11 @@ from lapilli.domain.model import Export, Operation, Pool, Service, Volume
 from lapilli.errors import DatabaseContended, DatabaseUnavailable
 from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.core import Core
-from lapilli.flows.journal import HELD, LEASE, Backend, topic
+from lapilli.flows.journal import HELD, LEASE, Backend, owner_is_dead, topic
 from lapilli.flows.volume_tasks import reference
 from lapilli.ports.driver import ImageCache
 from lapilli.ports.target import ExportSpec
-from lapilli.store import keys, records, tables
+from lapilli.store import keys, metrics, records, tables
 
 _log = logging.getLogger("lapilli.service")
 
@@ -89,6 +89,7 @@ class RoleService:
         while self._busy() and time.monotonic() < deadline:
             time.sleep(0.02)
         finished = not self._running
+        self._try(self._count)
         self._pool.shutdown(wait=False, cancel_futures=True)
         return finished
 
@@ -147,6 +148,7 @@ class RoleService:
         self._repeat(
             (LEASE.total_seconds() / 3, self.core.journal.renew),
             (1.0, self.core.journal.watch),
+            (2.0, self._count),
             (float(self.core.service.report_interval), self._beat),
         )
 
@@ -175,8 +177,12 @@ class RoleService:
         except Exception:
             _log.exception("%s failed; it is tried again", work.__name__)
 
+    def _count(self) -> None:
+        metrics.COUNTERS.flush(self.core.store, self.core.journal.owner)
+
     def _forget(self) -> None:
         if self.role == "scheduler":
+            metrics.bury(self.core.store, owner_is_dead)
             self.core.journal.forget(timedelta(seconds=self.core.options.operation_retention))
             with self.core.store.write() as connection:
                 table = tables.messages
