@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -105,7 +106,20 @@ def _serve(options: argparse.Namespace) -> int:
         arguments += ["--config", os.path.abspath(options.config)]
     command = [sys.executable, "-m", "lapilli.cli", "roles", *arguments]
     roles = embedded.RolesProcess(lambda: _run_roles(config, ("scheduler", "volume")), command)
-    roles.fork()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the HTTP server has its own
+    try:
+        roles.fork()
+        _tell_how_to_begin(config, clouds, url)
+        roles.watch()
+        _http(config, options, address, port)
+    except KeyboardInterrupt:
+        pass  # told to stop before there was an HTTP server
+    finally:
+        roles.stop(DRAIN + 1)
+    return 1 if roles.failed else 0
+
+
+def _tell_how_to_begin(config: Config, clouds: str, url: str) -> None:
     if compose.is_open(config):
         print("Everybody on this machine is an administrator. With the cinder client:")
         print(
@@ -116,10 +130,6 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"export OS_CLIENT_CONFIG_FILE={clouds}")
         print("export OS_CLOUD=lapilli")
     sys.stdout.flush()
-    roles.watch()
-    _http(config, options, address, port)
-    roles.stop(DRAIN + 1)
-    return 1 if roles.failed else 0
 
 
 def _http(config: Config, options: argparse.Namespace, address: str, port: int) -> None:
@@ -142,16 +152,14 @@ def _serve_api(options: argparse.Namespace) -> None:
 def _run_roles(config: Config, names: tuple[str, ...]) -> None:
     from lapilli.runtime import embedded, service  # noqa: PLC0415 - what only serving needs
 
+    told = embedded.listen_for_stop()
     core = compose.make_core(config)
     roles = compose.make_roles(core, names)
     for role in roles:
         role.start()
-
-    def stop() -> None:
-        service.leave_nothing_running(roles, DRAIN)
-        core.journal.bus.close()
-
-    embedded.wait_for_stop(stop)
+    told.wait()
+    service.leave_nothing_running(roles, DRAIN)
+    core.journal.bus.close()
 
 
 def _role(*names: str) -> Callable[[argparse.Namespace], None]:

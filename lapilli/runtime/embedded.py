@@ -152,6 +152,8 @@ class RolesProcess:
     def stop(self, seconds: float) -> None:
         """SIGTERM, and SIGKILL for one that does not end within `seconds`."""
         self._stopping.set()
+        if self._pid == 0:
+            return  # never started; and 0 would mean the whole process group
         for number, wait in ((signal.SIGTERM, seconds), (signal.SIGKILL, 1.0)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, number)
@@ -193,8 +195,8 @@ def serve_http(address: str, port: int, *, workers: int, threads: int) -> None:
     ).serve()
 
 
-def wait_for_stop(on_stop: Callable[[], None]) -> None:
-    """Sleep until SIGTERM or SIGINT; for roles without an HTTP server."""
+def listen_for_stop() -> threading.Event:
+    """An event that SIGTERM and SIGINT set; ask for it before starting anything that has to be ended."""
     told = threading.Event()
 
     def handle(_number: int, _frame: Any) -> None:
@@ -202,5 +204,4 @@ def wait_for_stop(on_stop: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
-    told.wait()
-    on_stop()
+    return told

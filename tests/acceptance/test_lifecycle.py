@@ -150,6 +150,21 @@ def test_an_idle_service_stops_at_once(own_service: Service) -> None:
     assert not processes.lives(daemon)
 
 
+@pytest.mark.parametrize("delay", [0.4, 0.7, 1.0, 1.3])
+def test_sigterm_while_it_starts(own_service: Service, delay: float) -> None:
+    """Whatever had been started by then is ended: no child and no target daemon stays."""
+    own_service.start(wait=False)
+    assert own_service.process is not None
+    time.sleep(delay)
+    known = processes.children(own_service.process.pid)
+    own_service.process.send_signal(signal.SIGTERM)
+    status, seconds = processes.wait_for_exit(own_service.process, 15)
+    assert status in (0, -signal.SIGTERM)  # the latter: before it could listen to signals
+    assert seconds < 10
+    until(lambda: not any(processes.lives(pid) for pid in known), 5)
+    assert not (own_service.state_dir / "tgtd.pid").exists()
+
+
 # --- refusing to start -----------------------------------------------------------------------------------
 
 
