@@ -214,7 +214,9 @@ class CreateVolumeFromSpec(Task):
             source = snapshot_reference(snapshot, origin.host or "")
             driver.create_from_snapshot(ref, source, work.progress)
         elif volume.source_volid:
-            driver.clone(ref, reference(load(work, volume.source_volid)), work.progress)
+            source_volume = load(work, volume.source_volid)
+            live = source_volume.attach_status not in ("detached", "reserved")
+            driver.clone(ref, reference(source_volume), work.progress, in_use=live)
         elif volume.image_id:
             self._fill_from_image(work, volume, ref)
         else:

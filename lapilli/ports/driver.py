@@ -66,8 +66,14 @@ class Driver(Protocol):
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """Make a volume with the snapshot's content, grown to `volume.size`."""
 
-    def clone(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
-        """Make a volume with the source's content, grown to `volume.size`."""
+    def clone(
+        self, volume: VolumeRef, source: VolumeRef, progress: Progress, *, in_use: bool = False
+    ) -> None:
+        """Make a volume with the source's content of one moment, grown to `volume.size`.
+
+        `in_use` tells that the source may be written meanwhile. Raises `StorageError` where the clone would
+        not be consistent.
+        """
 
     def delete(self, volume: VolumeRef) -> None:
         """Remove it and free its space; a missing one is success. Raises `Busy`."""

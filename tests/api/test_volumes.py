@@ -572,3 +572,18 @@ def test_encryption_of_a_plain_volume(api: Any, volume: dict[str, Any]) -> None:
     assert good(api.get(f"{path}/encryption_key_id")) is None
     refused(api.get(f"{path}/nothing"), 404)
     refused(api.get(path, as_="other"), 404)
+
+
+def test_a_clone_of_a_volume_in_use_is_whole_or_refused(api: Any) -> None:
+    capabilities = good(api.get("/v3/scheduler-stats/get_pools?detail=true", as_="admin"))["pools"][0]
+    instant = capabilities["capabilities"]["clone"] == "reflink"
+    with a_volume(api) as source:
+        action = f"/v3/volumes/{source['id']}/action"
+        attach = {"os-attach": {"mountpoint": "/dev/vdb", "host_name": "somewhere"}}
+        good(api.post(action, attach), 202)
+        made = good(api.post("/v3/volumes", {"volume": {"source_volid": source["id"]}}), 202)["volume"]
+        path = f"/v3/volumes/{made['id']}"
+        api.wait(path, "volume", "available" if instant else "error")
+        good(api.delete(path), 202)
+        api.wait_gone(path)
+        good(api.post(action, {"os-detach": None}), 202)

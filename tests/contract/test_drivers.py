@@ -203,6 +203,23 @@ def test_a_copy_pool_refuses_to_snapshot_a_volume_in_use(copies: FilePool) -> No
     assert copies.snapshots() == []
 
 
+def test_a_copy_pool_refuses_to_clone_a_volume_in_use(copies: FilePool) -> None:
+    source, clone = volume(), volume()
+    copies.create(source)
+    with pytest.raises(StorageError, match="in use") as refusal:
+        copies.clone(clone, source, quiet, in_use=True)
+    assert not refusal.value.retry
+    assert copies.volumes() == [source.id]
+
+
+def test_a_reflink_pool_clones_a_volume_in_use(reflinks: FilePool) -> None:
+    source, clone = volume(), volume()
+    reflinks.create(source)
+    write(reflinks, source, b"text")
+    reflinks.clone(clone, source, quiet, in_use=True)
+    assert read(reflinks, clone, 4) == b"text"
+
+
 def test_a_reflink_pool_snapshots_a_volume_in_use_at_once(reflinks: FilePool) -> None:
     made = volume()
     reflinks.create(made)

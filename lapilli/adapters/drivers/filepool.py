@@ -132,8 +132,11 @@ class FilePool:
         """A volume with the snapshot's content, grown to `volume.size` GiB."""
         self._copy_volume(volume, self._snapshot(snapshot.id), f"snapshot {snapshot.id}", progress)
 
-    def clone(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
-        """A volume with the source's content, grown to `volume.size` GiB."""
+    def clone(
+        self, volume: VolumeRef, source: VolumeRef, progress: Progress, *, in_use: bool = False
+    ) -> None:
+        """A volume with the source's content, grown to `volume.size` GiB; of one in use only by reflink."""
+        self._refuse_torn_copy("clone", in_use)
         self._copy_volume(volume, self._volume(source.id), f"volume {source.id}", progress)
 
     def delete(self, volume: VolumeRef) -> None:
@@ -157,12 +160,7 @@ class FilePool:
         path = self._snapshot(snapshot.id)
         if os.path.exists(path):
             return
-        if in_use and not self.reflink:
-            raise StorageError(
-                f"Pool {self._pool} cannot snapshot a volume in use: its file system has no reflinks, and a "
-                "copy made while the volume is written would not be consistent. Detach the volume first.",
-                retry=False,
-            )
+        self._refuse_torn_copy("snapshot", in_use)
         with _plainly(f"create snapshot {snapshot.id}"):
             source = _open_source(self._volume(snapshot.volume_id), f"volume {snapshot.volume_id}")
             try:
@@ -170,6 +168,14 @@ class FilePool:
                     self._fill(source, made, 0, progress)
             finally:
                 os.close(source)
+
+    def _refuse_torn_copy(self, verb: str, in_use: bool) -> None:
+        if in_use and not self.reflink:
+            raise StorageError(
+                f"Pool {self._pool} cannot {verb} a volume in use: its file system has no reflinks, and a "
+                "copy made while the volume is written would not be consistent. Detach the volume first.",
+                retry=False,
+            )
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         """Remove the file, and what an interrupted call left of it."""

@@ -71,10 +71,12 @@ class Sim(FilePool):
         with self._fault("create_from_snapshot"):
             super().create_from_snapshot(volume, snapshot, progress)
 
-    def clone(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
+    def clone(
+        self, volume: VolumeRef, source: VolumeRef, progress: Progress, *, in_use: bool = False
+    ) -> None:
         """As of the file pool."""
         with self._fault("clone"):
-            super().clone(volume, source, progress)
+            super().clone(volume, source, progress, in_use=in_use)
 
     def delete(self, volume: VolumeRef) -> None:
         """As of the file pool."""
