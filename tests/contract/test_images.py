@@ -267,6 +267,22 @@ def test_names_that_fit_none_or_several(images: DirectoryImages, make: Make) -> 
         images.get("twice")
 
 
+@pytest.mark.parametrize(
+    "damage", ["{broken", '{"id": 5}', '{"id": "../../etc/passwd", "name": "odd"}', "\udcff"]
+)
+def test_a_damaged_record_harms_no_other_image(images: DirectoryImages, make: Make, damage: str) -> None:
+    broken = images.add(str(make("raw")), name="broken", disk_format="raw")
+    whole = images.add(str(make("raw")), name="whole", disk_format="raw")
+    record = Path(images._path) / f"{broken.id}.json"
+    record.write_text(damage, errors="surrogateescape")
+    assert images.all() == [whole]
+    assert images.get("whole") == whole
+    with pytest.raises(ImageUnacceptable, match=f"record of image {broken.id}"):
+        images.get(broken.id)
+    with pytest.raises(InvalidInput, match="could not be found"):
+        images.get("odd")
+
+
 def test_projects_do_not_meet_each_others_images(images: DirectoryImages, make: Make) -> None:
     everybodys = images.add(str(make("raw")), name="disk", disk_format="raw")
     mine = images.add(str(make("raw")), name="mine", disk_format="raw", owner="me")

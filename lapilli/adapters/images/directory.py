@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import logging
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from lapilli.domain.model import Image
 from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, LapilliError, StorageError
 from lapilli.ports.driver import Progress
 
+_log = logging.getLogger("lapilli.images")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _PIECE = 1 << 20
 _HASH = "os_hash_value"
@@ -72,8 +74,16 @@ class DirectoryImages:
             entries = os.listdir(self._path)
         except FileNotFoundError:
             return []
-        loaded = (self._load(entry[: -len(".json")]) for entry in entries if entry.endswith(".json"))
+        loaded = (self._readable(entry[: -len(".json")]) for entry in entries if entry.endswith(".json"))
         return sorted((image for image in loaded if image), key=lambda image: (image.name or "", image.id))
+
+    def _readable(self, image_id: str) -> Image | None:
+        """The record, or None for a damaged one: it must not take all others with it."""
+        try:
+            return self._load(image_id)
+        except ImageUnacceptable as problem:
+            _log.warning("%s", problem.message)
+            return None
 
     @contextmanager
     def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[str]:  # noqa: ARG002
@@ -204,11 +214,15 @@ class DirectoryImages:
     def _load(self, image_id: str) -> Image | None:
         try:
             with open(self._json(image_id), "rb") as file:
-                return msgspec.json.decode(file.read(), type=Image)
+                image = msgspec.json.decode(file.read(), type=Image)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as problem:
-            raise StorageError(f"The record of image {image_id} cannot be read: {problem}.") from problem
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
+            why = getattr(problem, "strerror", None) or str(problem)  # an OSError's own words tell the path
+            raise ImageUnacceptable(f"The record of image {image_id} cannot be read: {why}.") from problem
+        if image.id != image_id:  # the content's path is made of it
+            raise ImageUnacceptable(f"The record of image {image_id} is one of another image.")
+        return image
 
     def _store(self, image: Image) -> None:
         """Write a record durably; content renamed before is made durable by the same directory sync."""
