@@ -1,0 +1,402 @@
+"""Calls that cross each other, or a reset by an administrator, while operations wait or run.
+
+Nothing works here until a test says so: what the API accepted waits, other calls come meanwhile, and then
+everything is worked off.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lapilli.domain.model import Attachment, Operation, Pool, Snapshot, Volume, VolumeType
+from lapilli.errors import Busy, Conflict, InvalidState, LapilliError, NotFound, StorageError
+from lapilli.flows import attachments, snapshots, volume_types, volumes
+from lapilli.runtime.doctor import Doctor
+from lapilli.store import records
+from tests.recovery.test_steps import CONNECTOR, CONTEXT, SERVER, House, Scenario, create, extend, nothing
+from tests.service import until
+
+OTHER = {**CONNECTOR, "initiator": "iqn.1994-05.com.redhat:other", "host": "other"}
+
+
+class Idle(House):
+    """A service whose roles do not run by themselves."""
+
+    def work(self) -> int:
+        """Work off what can be claimed; how many legs that were."""
+        hosts = [backend.host for backend in self.backends]
+        backends = {backend.host: backend for backend in self.backends}
+        legs = 0
+        while True:
+            rows = [
+                row for role in ("scheduler", "volume") for row in self.core.journal.claim(role, hosts, 1)
+            ]
+            if not rows:
+                return legs
+            for row in rows:
+                legs += 1
+                self.core.journal.run(self.core, row, backends.get(row.host or ""))
+
+    def settle(self) -> None:
+        self.work()
+
+    def one(self, kind: Any) -> Any:
+        (found,) = self.all(kind)
+        return found
+
+    def failed(self) -> list[str]:
+        """Kinds of the operations that failed."""
+        return [each.kind for each in self.all(Operation) if each.state != "done"]
+
+    def nothing_is_wrong(self) -> None:
+        assert [each.text for each in Doctor(self.core, self.backends).examine()] == []
+
+    def nothing_is_left(self) -> None:
+        self.nothing_is_wrong()
+        report = self.report()
+        assert report["usages"] == [0, 0, 0]
+        for key in ("volumes", "snapshots", "attachments", "exports", "holders", "rubbish"):
+            assert not report[key], key
+        assert all((pool.allocated_gb, pool.volumes) == (0, 0) for pool in self.all_pools())
+
+    def all_pools(self) -> list[Pool]:
+        with self.core.store.read() as connection:
+            return records.all_of(connection, Pool)
+
+    def set_status(self, volume: Volume, status: str) -> None:
+        with self.core.store.write() as connection:
+            records.update(connection, Volume, volume.id, status=status)
+
+    def reset(self, volume: Volume, status: str) -> None:
+        volumes.reset_status(
+            self.core, CONTEXT, volume, status=status, attach_status=None, migration_status=None
+        )
+
+    def reserve(self, volume: Volume) -> Attachment:
+        return attachments.create(self.core, CONTEXT, volume, instance_id=SERVER, connector=None, mode=None)
+
+    def waited_for(self, call: Callable[[], Any]) -> Any:
+        """The result, or the error, of a call that waits for its operation, which is worked on meanwhile."""
+        found: list[Any] = []
+
+        def make() -> None:
+            try:
+                found.append(call())
+            except LapilliError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        until(lambda: bool(found) or self.work() > 0)
+        thread.join()
+        return found[0]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[Idle]:
+    scenario = Scenario(
+        "", "", nothing, create, lambda report: report, driver="sim", options={"attach_timeout": "20"}
+    )
+    made = Idle(tmp_path, scenario)
+    for role in made.roles:
+        for backend in role.backends.values():
+            backend.driver.start()
+            role._report(backend)  # what a service does at its start, without its threads
+        role._beat()
+    yield made
+    made.core.journal.bus.close()
+    made.core.store.close()
+
+
+# --- attach and detach -----------------------------------------------------------------------------------
+
+
+def test_an_attachment_removed_while_it_waits_to_be_connected(house: Idle) -> None:
+    attachment = house.reserve(house.volume())
+    connecting: list[Any] = []
+
+    def connect() -> None:
+        try:
+            attachments.update(house.core, CONTEXT, attachment, CONNECTOR)
+        except LapilliError as error:
+            connecting.append(error)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    until(lambda: house.all(Operation)[-1].kind == "attachment.connect")
+    attachments.delete(house.core, CONTEXT, attachment)
+    house.work()
+    thread.join()
+    assert connecting[0].status == NotFound.status
+    assert house.all(Operation)[-1].state == "failed", "it ends, and does not hold its lane"
+    assert house.one(Volume).status == "available"
+    assert house.report()["exports"] == house.report()["holders"] == []
+    house.nothing_is_wrong()
+
+
+def test_two_connectors_for_a_volume_of_one(house: Idle) -> None:
+    """Both calls have looked before either has connected: the lane decides."""
+    volume = house.volume()
+    first, second = house.reserve(volume), house.reserve(volume)
+    answers: dict[str, Any] = {}
+
+    def connect(attachment: Attachment, connector: dict[str, Any]) -> None:
+        try:
+            answers[attachment.id] = attachments.update(house.core, CONTEXT, attachment, connector)
+        except LapilliError as error:
+            answers[attachment.id] = error
+
+    threads = [threading.Thread(target=connect, args=pair) for pair in ((first, CONNECTOR), (second, OTHER))]
+    for thread in threads:
+        thread.start()
+    until(lambda: [row.kind for row in house.all(Operation)].count("attachment.connect") == 2)
+    house.work()
+    for thread in threads:
+        thread.join()
+    refused = [each for each in answers.values() if isinstance(each, LapilliError)]
+    assert [error.status for error in refused] == [Conflict.status]
+    assert sorted(each.attach_status for each in house.all(Attachment)) == ["attaching", "reserved"]
+    assert len(house.report()["holders"]) == 1
+    house.nothing_is_wrong()
+
+
+def test_a_repeated_connect_that_is_refused_keeps_the_connection(house: Idle) -> None:
+    volume = house.volume()
+    attachment = house.waited_for(
+        lambda: attachments.create(
+            house.core, CONTEXT, volume, instance_id=SERVER, connector=CONNECTOR, mode=None
+        )
+    )
+    attachments.complete(house.core, CONTEXT, attachment)
+    before = house.report()
+
+    def fail(*_arguments: Any) -> None:
+        raise StorageError("The target is on fire.")
+
+    house.backends[0].target.export = fail  # type: ignore[method-assign]
+    refused = house.waited_for(lambda: attachments.update(house.core, CONTEXT, attachment, CONNECTOR))
+    assert refused.message == "The target is on fire."
+    after = house.report()
+    for key in ("volumes", "attachments", "exports", "holders"):
+        assert after[key] == before[key]
+
+
+def test_detach_by_the_older_call_withdraws_the_export(house: Idle) -> None:
+    volume = house.volume()
+    attachment = house.waited_for(
+        lambda: attachments.create(
+            house.core, CONTEXT, volume, instance_id=SERVER, connector=CONNECTOR, mode=None
+        )
+    )
+    attachments.complete(house.core, CONTEXT, attachment)
+    assert house.report()["exports"] == [volume.id]
+    house.waited_for(lambda: attachments.detach(house.core, CONTEXT, house.one(Volume), attachment.id))
+    report = house.report()
+    assert report["exports"] == report["holders"] == []
+    assert (report["attachments"], house.one(Volume).status) == ({}, "available")
+    house.nothing_is_wrong()
+
+
+def test_detached_while_it_grows(house: Idle) -> None:
+    volume = house.volume()
+    attachment = house.waited_for(
+        lambda: attachments.create(
+            house.core, CONTEXT, volume, instance_id=SERVER, connector=CONNECTOR, mode=None
+        )
+    )
+    attachments.complete(house.core, CONTEXT, attachment)
+    extend(house, volume, 3)
+    house.waited_for(lambda: attachments.delete(house.core, CONTEXT, attachment))
+    house.work()
+    found = house.one(Volume)
+    assert (found.status, found.attach_status, found.size) == ("available", "detached", 3)
+    house.nothing_is_wrong()
+
+
+def test_a_reservation_removed_while_the_volume_is_deleted(house: Idle) -> None:
+    """Its status is the operation's until that has ended."""
+    volume = house.volume()
+    attachment = house.reserve(volume)
+    volumes.delete(house.core, CONTEXT, house.one(Volume), force=True)
+    attachments.delete(house.core, CONTEXT, attachment)
+    assert house.one(Volume).status == "deleting"
+    house.work()
+    house.nothing_is_left()
+
+
+# --- a volume that is being made -------------------------------------------------------------------------
+
+
+def _downloading(house: Idle) -> Volume:
+    create(house, {"image_ref": house.image(), "size": 1})
+    volume: Volume = house.one(Volume)
+    house.set_status(volume, "downloading")  # as a worker that has begun
+    return volume
+
+
+def test_reserved_while_it_is_downloading(house: Idle) -> None:
+    volume = _downloading(house)
+    house.reserve(volume)
+    assert house.one(Volume).status == "downloading"
+    with pytest.raises(InvalidState, match="but it is downloading"):
+        attachments.create(house.core, CONTEXT, volume, instance_id=None, connector=None, mode=None)
+    house.work()
+    found = house.one(Volume)
+    assert (found.status, found.attach_status, found.bootable) == ("reserved", "reserved", True)
+    assert found.launched_at is not None
+    assert house.failed() == []
+    house.nothing_is_wrong()
+
+
+def test_reserved_while_it_is_downloading_in_vain(house: Idle) -> None:
+    volume = _downloading(house)
+    house.reserve(volume)
+    house.fault("create")
+    house.work()
+    found = house.one(Volume)
+    assert (found.status, found.attach_status, found.host) == ("error", "detached", None)
+    assert house.all(Attachment) == []
+    house.nothing_is_wrong()
+
+
+def test_deleted_by_force_before_it_was_placed(house: Idle) -> None:
+    create(house)
+    volumes.delete(house.core, CONTEXT, house.one(Volume), force=True)
+    house.nothing_is_left()
+    assert house.work() == 0, "its operation is gone too"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_deleted_by_force_while_it_is_made(house: Idle, fails: bool) -> None:
+    """Placed, but not made yet: the create ends, wherever, and the delete finds what there is."""
+    create(house)
+    (row,) = house.core.journal.claim("scheduler", [], 1)
+    house.core.journal.run(house.core, row, None)
+    volumes.delete(house.core, CONTEXT, house.one(Volume), force=True)
+    if fails:
+        house.fault("create")
+    house.work()
+    house.nothing_is_left()
+
+
+def test_a_type_that_is_deleted_or_renamed_while_a_create_looks(
+    house: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The create looks at it again when it writes."""
+    for change in ("rename", "delete"):
+        kind = volume_types.create(
+            house.core, name=f"gold-{change}", description=None, is_public=True, extra_specs={}
+        )
+        look = volumes._zones_for
+
+        def meanwhile(*told: Any, change: str = change, kind: VolumeType = kind, look: Any = look) -> Any:
+            if change == "rename":
+                volume_types.update(house.core, kind, {"name": "silver"})
+            else:
+                volume_types.delete(house.core, kind)
+            return look(*told)
+
+        monkeypatch.setattr(volumes, "_zones_for", meanwhile)
+        request = volumes.VolumeRequest(size=1, volume_type=kind.id)
+        if change == "rename":
+            volumes.create(house.core, CONTEXT, request)
+        else:
+            with pytest.raises(NotFound):
+                volumes.create(house.core, CONTEXT, request)
+        monkeypatch.setattr(volumes, "_zones_for", look)
+        house.nothing_is_wrong()
+
+
+# --- extend and delete -----------------------------------------------------------------------------------
+
+
+def test_deleted_by_force_while_it_grows(house: Idle) -> None:
+    """Whatever of the growth has been claimed, reserved or done by then is given back."""
+    for legs in (0, 1):
+        volume = house.volume()
+        extend(house, volume, 4)
+        for row in house.core.journal.claim("scheduler", [], legs) if legs else []:
+            house.core.journal.run(house.core, row, None)
+        volumes.delete(house.core, CONTEXT, house.one(Volume), force=True)
+        house.work()
+        house.nothing_is_left()
+
+
+def test_reset_while_it_grows(house: Idle) -> None:
+    volume = house.volume()
+    extend(house, volume, 4)
+    house.reset(volume, "available")
+    house.work()
+    found = house.one(Volume)
+    assert (found.status, found.size) == ("available", 4)
+    house.nothing_is_wrong()
+
+
+@pytest.mark.parametrize("status", ["available", "error"])
+def test_reset_while_it_is_deleted(house: Idle, status: str) -> None:
+    volume = house.volume()
+    house.snapshot(volume)
+    volumes.delete(house.core, CONTEXT, volume, cascade=True)
+    house.reset(volume, status)
+    (snapshot,) = house.all(Snapshot)
+    snapshots.reset_status(house.core, CONTEXT, snapshot, status)
+    house.work()
+    house.nothing_is_left()
+
+
+def test_a_snapshot_reset_while_it_is_deleted(house: Idle) -> None:
+    snapshot = house.snapshot(house.volume())
+    snapshots.delete(house.core, CONTEXT, snapshot)
+    snapshots.reset_status(house.core, CONTEXT, snapshot, "available")
+    house.work()
+    assert house.all(Snapshot) == []
+    house.nothing_is_wrong()
+
+
+def test_a_busy_volume_deleted_by_force_out_of_another_operation(house: Idle) -> None:
+    """It cannot go back to a status whose operation is over."""
+    volume = house.volume()
+    extend(house, volume, 4)
+    volumes.delete(house.core, CONTEXT, house.one(Volume), force=True)
+
+    def busy(*_arguments: Any) -> None:
+        raise Busy("It is open.")
+
+    house.backends[0].driver.delete = busy  # type: ignore[method-assign]
+    house.work()
+    assert house.one(Volume).status == "error_deleting"
+    house.nothing_is_wrong()
+
+
+def test_a_busy_volume_stays_as_it_was(house: Idle) -> None:
+    volume = house.volume()
+    house.snapshot(volume)
+
+    def busy(*_arguments: Any) -> None:
+        raise Busy("It is open.")
+
+    house.backends[0].driver.delete_snapshot = busy  # type: ignore[method-assign]
+    volumes.delete(house.core, CONTEXT, volume, cascade=True)
+    house.work()
+    assert house.one(Volume).status == "available"
+    assert house.one(Snapshot).status == "available"
+    house.nothing_is_wrong()
+
+
+def test_the_second_pool_is_tried_and_the_first_one_freed(house: Idle) -> None:
+    path = house.directory / "sim-files" / "faults.json"
+    path.write_text(json.dumps([{"call": "create", "error": "The disk is on fire.", "when": "after"}]))
+    create(house)
+    house.work()
+    volume = house.one(Volume)
+    assert (volume.status, volume.host) == ("error", None)
+    assert "on fire" in str(volume.fault) or "tried before" in str(volume.fault)
+    house.nothing_is_wrong()
+    volumes.delete(house.core, CONTEXT, volume)
+    house.nothing_is_left()
