@@ -10,7 +10,7 @@ import ipaddress
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -280,7 +280,21 @@ def check_exposure(config: Config, address: str) -> None:
 def make_backends(config: Config) -> list[Backend]:
     """Every enabled back end. Raises `ConfigError` for a name that is not known."""
     service = config.read(ServiceOptions)
+    _check_backends(config, service.enabled_backends)
     return [_make_backend(config, service, name) for name in service.enabled_backends]
+
+
+def _check_backends(config: Config, names: Sequence[str]) -> None:
+    """Raises `ConfigError` for a name given twice, or without a section (the default one needs no file)."""
+    others = {"DEFAULT", "backend_defaults", *(section for _, section in _SECTIONS)}
+    known = {*ServiceOptions().enabled_backends, *config.sections()} - others
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"[DEFAULT] enabled_backends = {name!r}: unknown; sections are {', '.join(sorted(known))}."
+            )
+        if list(names).count(name) > 1:
+            raise ConfigError(f"[DEFAULT] enabled_backends = {name!r}: named twice.")
 
 
 def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend:
