@@ -357,6 +357,5 @@ HOST_SCHEMA: Schema = {
     "maxLength": 255,
     "pattern": r"^[a-zA-Z0-9\-._#@:/+\[\]]*$",
 }
-ANYTHING = Property({})
 OBJECT = Property({"type": "object"})
 NULLABLE_OBJECT = Property({"type": ["object", "null"]})

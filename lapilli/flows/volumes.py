@@ -413,8 +413,11 @@ def upload_image(
 ) -> Image:
     """Begin to copy the volume into a new image; returns the image's record, still queued.
 
-    `properties` are visibility and protected. Raises `InvalidState`.
+    `properties` are visibility and protected. Raises `InvalidState`, and `InvalidInput` for a container that
+    cannot be written.
     """
+    if container_format == "compressed":
+        raise InvalidInput("Images cannot be compressed: container_format must be another one.")
     attached = force and core.options.enable_force_upload
     row = transition("volume", "upload_attached" if attached else "upload")
     image_id = records.new_id()

@@ -330,6 +330,7 @@ def test_bad_uploads(api: Any, volume: dict[str, Any]) -> None:
         {"image_name": "n", "disk_format": "floppy"},
         {"image_name": "n", "force": "perhaps"},
         {"image_name": "n", "visibility": "secret"},
+        {"image_name": "n", "container_format": "compressed"},
     ):
         refused(act(api, volume, "os-volume_upload_image", bad), 400)
     refused(act(api, volume, "os-volume_upload_image", {"image_name": "n", "visibility": "public"}), 403)
