@@ -199,7 +199,9 @@ def test_another_pool_is_tried(own_service: Service) -> None:
     lost = api.wait(path, "volume", "error")
     told = "create volume from storage of the back end:The back end could not create the volume."
     assert _message(api, lost["id"]) == told
-    first, second = [line["message"] for line in processes.log_lines(own_service) if line["level"] == "WARNING"]
+    first, second = [
+        line["message"] for line in processes.log_lines(own_service) if line["level"] == "WARNING"
+    ]
     assert first.endswith(" and is tried elsewhere: The disk is on fire.")
     assert second.endswith(" and is tried elsewhere: The disk is on fire.")
     assert {"@one" in first, "@one" in second} == {True, False}

@@ -9,6 +9,7 @@ from typing import Any
 
 import openstack
 import pytest
+import yaml
 from openstack.connection import Connection
 
 from tests.acceptance import disks
@@ -43,9 +44,11 @@ def clouds(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> Iterator
     service.start()
     _with_image(service, service.state_dir.parent, content)
     made = (service.state_dir / "clouds.yaml").read_text()
-    entry = made.split("\n", 1)[1].replace("lapilli:", f"{CLOUDS[OLDEST]}:", 1)
+    document = yaml.safe_load(made)
+    entry = {**document["clouds"][CLOUDS[LATEST]], "block_storage_default_microversion": OLDEST}
+    document["clouds"][CLOUDS[OLDEST]] = entry
     path = service.state_dir.parent / "clouds.yaml"
-    path.write_text(made + entry + f'    block_storage_default_microversion: "{OLDEST}"\n')
+    path.write_text(yaml.safe_dump(document))
     yield path
     service.end()
 
@@ -149,7 +152,7 @@ def test_openstack_operators(cli: OpenStack, version: str) -> None:
 
 
 def test_openstack_newer_commands(clouds: Path) -> None:
-    """What only newer microversions have: summary, attachments, resource filters."""
+    """What only newer microversions have: summary, attachments, resource filters, messages."""
     with OpenStack(clouds, CLOUDS[LATEST], "--os-volume-api-version", LATEST) as cli:
         cli.run("volume", "create", "--size", "1", "counted")
         cli.wait("volume", "show", "counted")
@@ -158,8 +161,15 @@ def test_openstack_newer_commands(clouds: Path) -> None:
         filters = cli.json("block", "storage", "resource", "filter", "list")
         assert "name" in next(each["Filters"] for each in filters if each["Resource"] == "volume")
         assert cli.json("image", "list")[0]["Name"] == "debian"
-        cli.run("volume", "delete", "--force", "counted")
+        cli.run("volume", "type", "create", "--property", "volume_backend_name=nowhere", "lost")
+        stray = cli.json("volume", "create", "--size", "1", "--type", "lost", "stray")
+        cli.wait("volume", "show", "stray", status="error")
+        (message,) = cli.json("volume", "message", "list")
+        assert message["Resource UUID"] == stray["id"]
+        assert message["User Message"].startswith("choose a back end for the volume:No back end can take")
+        cli.run("volume", "delete", "--force", "counted", "stray")
         until(lambda: not cli.json("volume", "list"))
+        cli.run("volume", "type", "delete", "lost")
 
 
 def test_openstack_tells_by_its_exit_status(clouds: Path) -> None:
@@ -356,7 +366,8 @@ def test_cinder_volume(cinder: Cinder, version: str) -> None:
 @both
 def test_cinder_sources(cinder: Cinder, version: str) -> None:
     """Snapshots, volumes made from them, from volumes and images, and an upload."""
-    source = cinder.fields("create", "1", "--name", "src", "--poll")
+    source = cinder.fields("create", "1", "--name", "src")
+    cinder.wait("show", "src")
     snapshot = cinder.fields("snapshot-create", "src", "--name", "snap", "--description", "d")
     cinder.wait("snapshot-show", "snap")
     cinder.run("snapshot-rename", "snap", "snap2")
@@ -365,12 +376,13 @@ def test_cinder_sources(cinder: Cinder, version: str) -> None:
     cinder.run("snapshot-reset-state", "snap2", "--state", "available")
     (listed,) = cinder.rows("snapshot-list")
     assert (listed["ID"], listed["Name"]) == (snapshot["id"], "snap2")
-    thawed = cinder.fields("create", "2", "--name", "thawed", "--snapshot-id", snapshot["id"], "--poll")
-    assert (thawed["snapshot_id"], thawed["size"]) == (snapshot["id"], "2")
+    cinder.run("create", "2", "--name", "thawed", "--snapshot-id", snapshot["id"])
     cinder.run("create", "--name", "cloned", "--source-volid", source["id"])
-    imaged = cinder.fields("create", "1", "--name", "imaged", "--image", "debian", "--poll")
-    assert imaged["bootable"] == "true"
+    cinder.run("create", "1", "--name", "imaged", "--image", "debian")
+    thawed = cinder.wait("show", "thawed")
+    assert (thawed["snapshot_id"], thawed["size"]) == (snapshot["id"], "2")
     cinder.wait("show", "cloned")
+    assert cinder.wait("show", "imaged")["bootable"] == "true"
     told = cinder.fields("upload-to-image", "imaged", f"up-{version}", "--disk-format", "qcow2")
     assert told["status"] == "uploading"
     cinder.wait("show", "imaged")
@@ -416,7 +428,8 @@ def test_cinder_operators(cinder: Cinder, version: str) -> None:
 @pytest.mark.parametrize("version", [LATEST])
 def test_cinder_newer_commands(cinder: Cinder, version: str, tmp_path: Path) -> None:
     """Attachments, summary, messages, filters."""
-    volume = cinder.fields("create", "1", "--name", "disk", "--poll")
+    volume = cinder.fields("create", "1", "--name", "disk")
+    cinder.wait("show", "disk")
     words = ["--initiator", disks.INITIATOR, "--ip", "127.0.0.1", "--host", "h", "--mode", "rw"]
     made = cinder.run("attachment-create", volume["id"], "--connect", "True", *words)
     assert "iscsi" in made
