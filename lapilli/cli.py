@@ -367,7 +367,9 @@ _ENDINGS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw", ".vmdk": "vmdk", ".
 def _image_add(options: argparse.Namespace) -> None:
     from tqdm import tqdm  # noqa: PLC0415 - only for the progress bar
 
-    name = options.name or os.path.basename(options.source.rstrip("/"))
+    name = (options.name or os.path.basename(options.source.rstrip("/"))).strip()
+    if not name or options.min_disk < 0:
+        raise LapilliError("An image needs a name, and a --min-disk of 0 GiB or more.")
     disk_format = options.disk_format or _ENDINGS.get(os.path.splitext(options.source)[1].lower())
     if disk_format is None:
         raise LapilliError("The file's ending does not tell its format: give --disk-format.")

@@ -71,7 +71,7 @@ _ROWS = (
     Microversion(43, "backup-metadata", "Backups have metadata.", "later"),
     Microversion(44, "attachment-complete", "An attachment can be completed."),
     Microversion(45, "with-count", "Lists of volumes, snapshots and backups can tell the total."),
-    Microversion(46, "image-snapshot", "An image made from a server's snapshot creates from it.", "later"),
+    Microversion(46, "image-snapshot", "An image made from a server's snapshot creates from it.", "declared"),
     Microversion(47, "create-from-backup", "A volume can be created from a backup."),
     Microversion(48, "shared-targets", "Volumes show shared_targets and service_uuid."),
     Microversion(49, "backend-state", "Services show backend_state."),

@@ -44,6 +44,16 @@ def thaw(core: Core, host: str) -> None:
         records.update(connection, Service, service.id, frozen=False, disabled=False, disabled_reason=None)
 
 
+def failover(core: Core, host: str) -> None:
+    """Let a back end's replica take over. Raises `InvalidInput`: no back end here has one."""
+    with core.store.read() as connection:
+        service = _volume_service(connection, host)
+    told = service.replication_status or "not-capable"
+    raise InvalidInput(
+        f"Host {host} cannot fail over: replication_status must be enabled or failed-over, but it is {told}."
+    )
+
+
 def _set(core: Core, host: str, binary: str, **changes: Any) -> None:
     with core.store.write(durable=True) as connection:
         service = _find(connection, host, binary)

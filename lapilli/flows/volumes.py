@@ -55,6 +55,7 @@ class VolumeRequest(msgspec.Struct, kw_only=True, frozen=True):
     snapshot_id: str | None = None
     source_volid: str | None = None
     image_ref: str | None = None
+    follow_image: bool = False  # an image may name a snapshot to be made from instead
     backup_id: str | None = None
     group_id: str | None = None
     consistencygroup_id: str | None = None
@@ -144,8 +145,9 @@ def _look_up(core: Core, context: Context, connection: sa.Connection, request: V
         raise NotFound.of("backup", request.backup_id)
     if request.group_id is not None or request.consistencygroup_id is not None:
         raise NotFound.of("group", str(request.group_id or request.consistencygroup_id))
-    if request.snapshot_id is not None:
-        snapshot = records.get(connection, Snapshot, request.snapshot_id, project_id=scope)
+    mapped = _mapped_snapshot(core, request, scope) if request.follow_image else None
+    if request.snapshot_id is not None or mapped is not None:
+        snapshot = records.get(connection, Snapshot, request.snapshot_id or mapped or "", project_id=scope)
         if snapshot.status != "available":
             raise InvalidState(
                 f"Invalid snapshot: its status must be available, but it is {snapshot.status}."
@@ -165,6 +167,22 @@ def _look_up(core: Core, context: Context, connection: sa.Connection, request: V
             raise InvalidInput(f"Image {image.id} is not active: its status is {image.status}.")
         return _Sources(image=image)
     return _Sources()
+
+
+def _mapped_snapshot(core: Core, request: VolumeRequest, scope: str | None) -> str | None:
+    """The snapshot that an image stands for: compute's images of volume-backed servers hold no data."""
+    if request.image_ref is None:
+        return None
+    image = core.images.get(request.image_ref, project_id=scope)
+    try:
+        mapping = image.properties.get("block_device_mapping", "[]")
+        entries = msgspec.json.decode(mapping, type=list[dict[str, Any]])
+    except msgspec.DecodeError:
+        return None
+    for entry in entries:
+        if entry.get("boot_index") == 0 and entry.get("source_type") == "snapshot":
+            return str(entry.get("snapshot_id"))
+    return None
 
 
 def _type_for(
@@ -418,6 +436,8 @@ def upload_image(
     """
     if container_format == "compressed":
         raise InvalidInput("Images cannot be compressed: container_format must be another one.")
+    if disk_format == "ploop":
+        raise InvalidInput("Images cannot be written as ploop: disk_format must be another one.")
     attached = force and core.options.enable_force_upload
     row = transition("volume", "upload_attached" if attached else "upload")
     image_id = records.new_id()

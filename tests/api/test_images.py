@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -62,3 +63,36 @@ def test_another_projects_image_takes_no_name_away(api: Any) -> None:
     api.wait(path, "volume")
     good(api.delete(path, as_="other"), 202)
     until(lambda: api.get(path, as_="admin").status_code == 404)
+
+
+def test_an_image_that_stands_for_a_snapshot(api: Any) -> None:
+    """Compute's image of a server booted from a volume holds no data, and names the snapshot to use."""
+    volume = api.volume(1)
+    snapshot = api.snapshot(volume["id"])
+    mapping = [{"boot_index": 0, "source_type": "snapshot", "snapshot_id": snapshot["id"]}]
+    image_id = str(uuid.uuid4())
+    record = {
+        "id": image_id,
+        "name": "server",
+        "owner": api.project_id,
+        "disk_format": "raw",
+        "size": 0,
+        "properties": {"block_device_mapping": json.dumps(mapping)},
+    }
+    (api.service.state_dir / "images" / f"{image_id}.json").write_text(json.dumps(record))
+    body = {"volume": {"size": 1, "imageRef": image_id}}
+    since = api.post("/v3/volumes", body, version="3.46")
+    assert since.status_code == 202, since.text
+    assert since.json()["volume"]["snapshot_id"] == snapshot["id"]
+    api.wait(f"/v3/volumes/{since.json()['volume']['id']}", "volume")
+    before = api.post("/v3/volumes", body, version="3.45")
+    if before.status_code == 202:
+        assert before.json()["volume"]["snapshot_id"] is None
+
+
+def test_a_format_that_cannot_be_written_is_refused_at_once(api: Any) -> None:
+    volume = api.volume(1)
+    body = {"os-volume_upload_image": {"image_name": "no", "disk_format": "ploop"}}
+    answer = api.post(f"/v3/volumes/{volume['id']}/action", body)
+    assert answer.status_code == 400
+    assert api.get(f"/v3/volumes/{volume['id']}").json()["volume"]["status"] == "available"

@@ -266,3 +266,14 @@ def test_resource_filters(api):
     one = good(api.get("/v3/resource_filters?resource=group", version="3.33"))
     assert one == {"resource_filters": [{"resource": "group", "filters": ["name"]}]}
     assert good(api.get("/v3/resource_filters?resource=x", version="3.33")) == {"resource_filters": []}
+
+
+def test_failing_over_needs_a_replica(api, backend):
+    refused(change(api, "failover_host", {"host": backend}), 400)
+    refused(change(api, "failover_host", {"host": "nowhere@none"}), 400)
+    told = api.put("/v3/os-services/failover", {"host": backend}, as_="admin", version="3.26")
+    assert told.status_code == 400
+    assert "replication_status" in told.json()["badRequest"]["message"]
+    before = api.put("/v3/os-services/failover", {"host": backend}, as_="admin", version="3.25")
+    assert before.status_code == 404
+    assert api.put("/v3/os-services/failover_host", {"host": backend}).status_code == 403

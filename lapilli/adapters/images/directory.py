@@ -34,6 +34,7 @@ from lapilli.ports.driver import Progress
 _log = logging.getLogger("lapilli.images")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _PIECE = 1 << 20
+_MOST_HOLES = 4 << 30  # bytes of holes that are hashed all the same: some seconds
 _HASH = "os_hash_value"
 
 
@@ -189,15 +190,16 @@ class DirectoryImages:
     def _activate(self, image: Image, part: str, progress: Progress) -> Image:
         """Check the content, put it in place, and then the record that says so."""
         virtual_size = convert.check(part, image.disk_format or "")
-        md5, sha512 = _hashes(part, progress)
+        hashes = _hashes(part, progress)
+        told = {"os_hash_algo": "sha512", _HASH: hashes[1]} if hashes else {}
         os.rename(part, self._content(image))
         active = msgspec.structs.replace(
             image,
             status="active",
             size=os.path.getsize(self._content(image)),
             virtual_size=virtual_size,
-            checksum=md5,
-            properties={**image.properties, "os_hash_algo": "sha512", _HASH: sha512},
+            checksum=hashes[0] if hashes else None,
+            properties={**image.properties, **told},
             updated_at=_now(),
         )
         self._store(active)
@@ -283,11 +285,19 @@ def _copy(stream: IO[bytes], target: IO[bytes], total: int, progress: Progress) 
     target.truncate(done)
 
 
-def _hashes(path: str, progress: Progress) -> tuple[str, str]:
-    """MD5 (what Glance calls the checksum) and SHA-512 in hexadecimal, of a file that is then on the disk."""
+def _hashes(path: str, progress: Progress) -> tuple[str, str] | None:
+    """MD5 (what Glance calls the checksum) and SHA-512 in hexadecimal, of a file that is then on the disk.
+
+    None for a file that is mostly holes: a tenant can make one of terabytes in no time, and reading it takes
+    hours of a worker.
+    """
     md5, sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha512()
     with open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        total = status.st_size
+        if total - status.st_blocks * 512 > _MOST_HOLES:
+            os.fsync(file.fileno())
+            return None
         for piece in iter(lambda: file.read(_PIECE), b""):
             md5.update(piece)
             sha512.update(piece)

@@ -23,6 +23,7 @@ route = Routes()
 INDEX = rule("volume_extension:services:index", ADMIN)
 UPDATE = rule("volume_extension:services:update", ADMIN)
 FREEZE = rule("volume:freeze_host", ADMIN)
+FAILOVER = rule("volume:failover_host", ADMIN)
 THAW = rule("volume:thaw_host", ADMIN)
 POOLS = rule("scheduler_extension:scheduler_stats:get_pools", ADMIN)
 
@@ -147,6 +148,32 @@ def thaw_host(call: Call, wanted: dict[str, Any]) -> None:
 def thaw(call: Call, wanted: dict[str, Any]) -> None:
     """Thaw a back end or a cluster."""
     flows.thaw(call.core, _host(wanted))
+
+
+_TARGET = Property({"type": ["string", "null"], "minLength": 1, "maxLength": 255})
+
+
+@route.put(
+    "/os-services/failover_host",
+    rule=FAILOVER,
+    status=202,
+    accepts=body(None, host=_HOST, backend_id=_TARGET),
+)
+def failover_host(call: Call, wanted: dict[str, Any]) -> None:
+    """Let a back end's replica take over."""
+    flows.failover(call.core, wanted["host"])
+
+
+@route.put(
+    "/os-services/failover",
+    rule=FAILOVER,
+    status=202,
+    since="3.26",
+    accepts=body(None, _HOST_OR_CLUSTER.properties, backend_id=_TARGET),
+)
+def failover(call: Call, wanted: dict[str, Any]) -> None:
+    """Let the replica of a back end or a cluster take over."""
+    flows.failover(call.core, _host(wanted))
 
 
 def _binary(wanted: Mapping[str, Any]) -> str:

@@ -271,12 +271,31 @@ def _renamed(wanted: dict[str, Any]) -> dict[str, Any]:
     "/volumes",
     rule=CREATE,
     status=202,
+    until="3.45",
     accepts=_CREATE,
     returns=WRITTEN,
     resume=lambda call, earlier: _written(call, earlier.made),
 )
 def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Create a volume: empty, or from a snapshot, a volume, an image or a backup."""
+    """Create a volume: empty, or from a snapshot, a volume or an image."""
+    return _create(call, wanted, follow_image=False)
+
+
+@route.post(
+    "/volumes",
+    rule=CREATE,
+    status=202,
+    since="3.46",
+    accepts=_CREATE,
+    returns=WRITTEN,
+    resume=lambda call, earlier: _written(call, earlier.made),
+)
+def create_following_image(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Create a volume, from the snapshot that an image stands for where it does, or from a backup."""
+    return _create(call, wanted, follow_image=True)
+
+
+def _create(call: Call, wanted: dict[str, Any], *, follow_image: bool) -> dict[str, Any]:
     image = wanted.get("imageRef") or wanted.get("image_id") or None
     if image is not None:
         call.enforce(CREATE_FROM_IMAGE)
@@ -287,6 +306,7 @@ def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
         snapshot_id=wanted.get("snapshot_id"),
         source_volid=wanted.get("source_volid"),
         image_ref=image,
+        follow_image=follow_image,
         backup_id=wanted.get("backup_id"),
         group_id=wanted.get("group_id") or None,
         consistencygroup_id=wanted.get("consistencygroup_id"),
