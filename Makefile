@@ -31,11 +31,29 @@ serve: venv ## Run the service on 127.0.0.1:8776 with the demo's image in it, un
 ##### test it
 
 .PHONY: test
-test: packages venv lint types pytest ## Run all checks and all tests
+test: packages venv lint types pytest test-shared ## Run all checks, all tests on SQLite, and the shared suite elsewhere
 
 .PHONY: pytest
 pytest: venv
 	$(bin)/python -m pytest $(TESTS) $(ARGS) -o faulthandler_timeout=300
+
+# what differs between databases: statements, locks, races, restarts, and the API over them
+shared := tests/contract/test_store.py tests/contract/test_shared.py tests/contract/test_schema.py \
+	tests/api/test_smoke.py tests/api/test_volumes.py tests/api/test_snapshots.py \
+	tests/api/test_quotas.py
+
+.PHONY: test-shared
+test-shared: packages venv
+	$(bin)/python -m pytest $(shared) tests/contract/test_journal.py $(ARGS) --database postgresql -o faulthandler_timeout=300
+	$(bin)/python -m pytest $(shared) $(ARGS) --database mariadb -o faulthandler_timeout=300
+
+.PHONY: test-postgresql
+test-postgresql: packages venv ## Run all tests on PostgreSQL
+	$(bin)/python -m pytest $(TESTS) $(ARGS) --database postgresql -o faulthandler_timeout=300
+
+.PHONY: test-mariadb
+test-mariadb: packages venv ## Run all tests on MariaDB
+	$(bin)/python -m pytest $(TESTS) $(ARGS) --database mariadb -o faulthandler_timeout=300
 
 .PHONY: test-fast
 test-fast: venv lint types ## Run the checks, and the tests that start no real storage or guest

@@ -19,6 +19,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the database."""
     databases.chosen = config.getoption("--database")
+    config.addinivalue_line("markers", "only_on(kinds): a test of these databases only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about other databases."""
+    others = []
+    for item in items:
+        mark = item.get_closest_marker("only_on")
+        if mark is not None and databases.chosen not in mark.args:
+            others.append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")

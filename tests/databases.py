@@ -264,6 +264,15 @@ def fresh_url(directory: Path, kind: str | None = None) -> str:
     return server(wanted).fresh()
 
 
+def section(state_dir: str) -> dict[str, dict[str, str]]:
+    """What a configuration says of the database: each state directory has one of its own."""
+    note = Path(state_dir) / "database-url"
+    if chosen != "sqlite" and not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(fresh_url(Path(state_dir)))
+    return {"database": {"connection": note.read_text()}} if note.exists() else {}
+
+
 def main(words: Sequence[str]) -> None:
     """Start a server, say its URL, and keep it until Ctrl-C."""
     made = server(words[0])

@@ -17,6 +17,7 @@ from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
 from lapilli.flows.volumes import NOT_MIGRATING
 from lapilli.store import records, tables
+from lapilli.store.session import rerun_when_contended
 
 _volume = tables.volumes.c
 
@@ -29,6 +30,7 @@ def _refuse_maintenance(volume: Volume) -> None:
 # --- the calls without attachments (before 3.27) ---------------------------------------------------------
 
 
+@rerun_when_contended
 def reserve(core: Core, volume: Volume) -> None:
     """available (multiattach: or in-use) -> attaching."""
     row = transition("volume", "reserve_shared" if volume.multiattach else "reserve")
@@ -36,6 +38,7 @@ def reserve(core: Core, volume: Volume) -> None:
         records.enter(connection, row, volume.id, attach_status="attaching")
 
 
+@rerun_when_contended
 def unreserve(core: Core, volume: Volume) -> None:
     """attaching -> what the attachments left say; in any other status nothing happens."""
     with core.store.write(durable=True) as connection:
@@ -44,6 +47,7 @@ def unreserve(core: Core, volume: Volume) -> None:
             recompute(connection, volume.id)
 
 
+@rerun_when_contended
 def begin_detaching(core: Core, volume: Volume) -> None:
     """in-use -> detaching. A volume being migrated is left as it is."""
     with core.store.write(durable=True) as connection:
@@ -54,6 +58,7 @@ def begin_detaching(core: Core, volume: Volume) -> None:
             records.enter(connection, row, volume.id, attached, NOT_MIGRATING)
 
 
+@rerun_when_contended
 def roll_detaching(core: Core, volume: Volume) -> None:
     """detaching -> in-use; in any other status nothing happens."""
     with core.store.write(durable=True) as connection:
@@ -61,6 +66,7 @@ def roll_detaching(core: Core, volume: Volume) -> None:
             records.enter(connection, transition("volume", "roll_detaching"), volume.id)
 
 
+@rerun_when_contended
 def attach(
     core: Core,
     context: Context,
@@ -256,6 +262,7 @@ def _mode(volume: Volume, mode: str | None, connector: dict[str, Any] | None) ->
     return "ro" if volume.readonly else str(wanted)
 
 
+@rerun_when_contended
 def complete(core: Core, context: Context, attachment: Attachment) -> None:
     """The hypervisor uses it now: attached and in-use. Repeating it is success."""
     del context

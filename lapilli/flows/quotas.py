@@ -8,8 +8,10 @@ from lapilli.domain.quotas import Usage
 from lapilli.errors import InvalidInput
 from lapilli.flows.core import Core
 from lapilli.store import limits as rows, quotas
+from lapilli.store.session import rerun_when_contended
 
 
+@rerun_when_contended
 def update(core: Core, project_id: str, changes: Mapping[str, int]) -> dict[str, int]:
     """Give a project limits of its own; returns all its limits. Raises `InvalidInput` below current use."""
     options = core.quota
@@ -25,12 +27,14 @@ def update(core: Core, project_id: str, changes: Mapping[str, int]) -> dict[str,
         return quotas.limits(connection, options, project_id)
 
 
+@rerun_when_contended
 def delete(core: Core, project_id: str) -> None:
     """Put a project back to the default limits."""
     with core.store.write(durable=True) as connection:
         rows.clear_project(connection, project_id)
 
 
+@rerun_when_contended
 def update_class(core: Core, name: str, changes: Mapping[str, int]) -> dict[str, int]:
     """Give a quota class limits (`default` is what every project has); returns all of them."""
     options = core.quota

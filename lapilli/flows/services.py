@@ -10,6 +10,7 @@ from lapilli.domain.model import Service
 from lapilli.errors import InvalidInput, NotFound
 from lapilli.flows.core import Core
 from lapilli.store import records, tables
+from lapilli.store.session import rerun_when_contended
 
 VOLUME = "cinder-volume"
 FROZEN = "frozen"
@@ -26,6 +27,7 @@ def disable(core: Core, host: str, binary: str, reason: str | None = None) -> No
     _set(core, host, binary, disabled=True, disabled_reason=reason)
 
 
+@rerun_when_contended
 def freeze(core: Core, host: str) -> None:
     """Refuse changes to a back end's set of volumes and snapshots. Raises `InvalidInput`."""
     with core.store.write(durable=True) as connection:
@@ -35,6 +37,7 @@ def freeze(core: Core, host: str) -> None:
         records.update(connection, Service, service.id, frozen=True, disabled=True, disabled_reason=FROZEN)
 
 
+@rerun_when_contended
 def thaw(core: Core, host: str) -> None:
     """End a freeze. Raises `InvalidInput`."""
     with core.store.write(durable=True) as connection:
@@ -54,6 +57,7 @@ def failover(core: Core, host: str) -> None:
     )
 
 
+@rerun_when_contended
 def _set(core: Core, host: str, binary: str, **changes: Any) -> None:
     with core.store.write(durable=True) as connection:
         service = _find(connection, host, binary)

@@ -26,11 +26,13 @@ from lapilli.flows.volume_tasks import (
 from lapilli.flows.volumes import not_frozen, not_migrating
 from lapilli.ports.driver import SnapshotRef
 from lapilli.store import quotas, records, tables
+from lapilli.store.session import rerun_when_contended
 
 CREATE = transition("snapshot", "create")
 DELETE = transition("snapshot", "delete")
 
 
+@rerun_when_contended
 def create(
     core: Core,
     context: Context,
@@ -98,6 +100,7 @@ def _begin(core: Core, row: Operation, event: str) -> None:
     events.emit(f"{event}.start", resource_id=row.resource_id, project_id=row.project_id, operation=row.id)
 
 
+@rerun_when_contended
 def delete(core: Core, context: Context, snapshot: Snapshot, *, force: bool = False) -> None:
     """Begin to delete. Raises `InvalidState`."""
     row = transition("snapshot", "force_delete" if force else "delete")
@@ -214,6 +217,7 @@ operation(
 # --- changes that take no time ---------------------------------------------------------------------------
 
 
+@rerun_when_contended
 def update(core: Core, snapshot: Snapshot, changes: dict[str, Any]) -> Snapshot:
     """Change name or description; returns the snapshot as it is then."""
     with core.store.write(durable=True) as connection:
@@ -222,6 +226,7 @@ def update(core: Core, snapshot: Snapshot, changes: dict[str, Any]) -> Snapshot:
         return records.get(connection, Snapshot, snapshot.id)
 
 
+@rerun_when_contended
 def _edit(core: Core, snapshot: Snapshot, edit: Callable[[dict[str, str]], dict[str, str]]) -> dict[str, str]:
     with core.store.write(durable=True) as connection:
         fresh = records.get(connection, Snapshot, snapshot.id, lock="update")
@@ -248,6 +253,7 @@ def delete_metadata(core: Core, snapshot: Snapshot, key: str) -> None:
     _edit(core, snapshot, edit)
 
 
+@rerun_when_contended
 def reset_status(core: Core, context: Context, snapshot: Snapshot, status: str) -> None:
     """The administrator's reset."""
     del context
@@ -262,6 +268,7 @@ def reset_status(core: Core, context: Context, snapshot: Snapshot, status: str) 
 _REPORTS = {"creating", "available", "error", "deleting", "error_deleting"}
 
 
+@rerun_when_contended
 def report(core: Core, snapshot: Snapshot, status: str, progress: str | None) -> None:
     """A hypervisor that makes snapshots itself tells how far it is. Raises `InvalidInput`."""
     if status not in _REPORTS:

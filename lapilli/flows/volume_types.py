@@ -16,6 +16,7 @@ from lapilli.domain.model import VolumeType
 from lapilli.errors import ConfigError, Conflict, InvalidInput, NotFound
 from lapilli.flows.core import Core
 from lapilli.store import limits, records, volume_types as store
+from lapilli.store.session import rerun_when_contended
 
 BUILT_IN = "__DEFAULT__"
 _YES = "<is> True"
@@ -94,6 +95,7 @@ def create(
     return made
 
 
+@rerun_when_contended
 def update(core: Core, volume_type: VolumeType, changes: dict[str, Any]) -> VolumeType:
     """Change name, description or is_public; per-type quotas follow the name."""
     name = changes.get("name", volume_type.name)
@@ -114,6 +116,7 @@ def update(core: Core, volume_type: VolumeType, changes: dict[str, Any]) -> Volu
     return after
 
 
+@rerun_when_contended
 def delete(core: Core, volume_type: VolumeType) -> None:
     """Remove a type that is neither used, nor the default, nor the last one."""
     if _is_default(core, volume_type):
@@ -129,6 +132,7 @@ def delete(core: Core, volume_type: VolumeType) -> None:
     events.emit("volume_type.delete", volume_type_id=volume_type.id, type_name=volume_type.name)
 
 
+@rerun_when_contended
 def set_specs(core: Core, volume_type: VolumeType, specs: Mapping[str, str]) -> None:
     """Add or change extra specs of a type that no volume uses."""
     with core.store.write(durable=True) as connection:
@@ -140,6 +144,7 @@ def set_specs(core: Core, volume_type: VolumeType, specs: Mapping[str, str]) -> 
     events.emit("volume_type_extra_specs.update", volume_type_id=volume_type.id, keys=sorted(specs))
 
 
+@rerun_when_contended
 def delete_spec(core: Core, volume_type: VolumeType, key: str) -> None:
     """Remove one extra spec of a type that no volume uses. Raises `NotFound` for an unknown key."""
     with core.store.write(durable=True) as connection:
@@ -152,6 +157,7 @@ def delete_spec(core: Core, volume_type: VolumeType, key: str) -> None:
     events.emit("volume_type_extra_specs.delete", volume_type_id=volume_type.id, keys=[key])
 
 
+@rerun_when_contended
 def add_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
     """Grant a private type to a project. Raises `Conflict` for a second grant."""
     taken = f"Volume type {volume_type.id} is granted to project {project_id} already."
@@ -166,6 +172,7 @@ def add_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
     events.emit("volume_type_project.access.add", volume_type_id=volume_type.id, project_id=project_id)
 
 
+@rerun_when_contended
 def remove_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
     """Take a project's grant away. Raises `NotFound` when there is none."""
     with core.store.write(durable=True) as connection:

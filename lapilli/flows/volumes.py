@@ -22,6 +22,7 @@ from lapilli.flows import volume_tasks, volume_types
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import GIB, backend_host
 from lapilli.store import quotas, records, tables
+from lapilli.store.session import rerun_when_contended
 
 _volume = tables.volumes.c
 _snapshot = tables.snapshots.c
@@ -329,6 +330,7 @@ def image_metadata_of(image: Image) -> dict[str, str]:
 # --- delete, extend, upload ------------------------------------------------------------------------------
 
 
+@rerun_when_contended
 def delete(
     core: Core, context: Context, volume: Volume, *, cascade: bool = False, force: bool = False
 ) -> None:
@@ -389,6 +391,7 @@ def not_frozen(connection: sa.Connection, pool: str | None) -> None:
         raise InvalidState(f"The back end {backend_host(pool)} is frozen.")
 
 
+@rerun_when_contended
 def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow_in_use: bool) -> None:
     """Begin to grow to `new_size` GiB. Raises `InvalidInput`, `InvalidState`, `OverQuota`."""
     if new_size <= volume.size:
@@ -500,6 +503,7 @@ def _editable(volume: Volume, *refused: str) -> None:
         raise InvalidState(f"Invalid volume: it cannot be changed while it is {volume.status}.")
 
 
+@rerun_when_contended
 def update(core: Core, context: Context, volume: Volume, changes: dict[str, Any]) -> Volume:
     """Change name, description or the whole metadata; returns the volume as it is then."""
     del context
@@ -509,6 +513,7 @@ def update(core: Core, context: Context, volume: Volume, changes: dict[str, Any]
         return records.get(connection, Volume, volume.id)
 
 
+@rerun_when_contended
 def _edit_map(
     core: Core, volume: Volume, column: str, edit: Callable[[dict[str, str]], dict[str, str]], *refused: str
 ) -> dict[str, str]:
@@ -564,6 +569,7 @@ def delete_image_metadata(core: Core, volume: Volume, key: str) -> None:
     _edit_map(core, volume, "image_metadata", lambda present: _without(present, key, volume.id))
 
 
+@rerun_when_contended
 def set_bootable(core: Core, volume: Volume, bootable: bool) -> None:
     """Say whether it can be booted from."""
     with core.store.write(durable=True) as connection:
@@ -571,6 +577,7 @@ def set_bootable(core: Core, volume: Volume, bootable: bool) -> None:
         records.update(connection, Volume, volume.id, bootable=bootable)
 
 
+@rerun_when_contended
 def set_readonly(core: Core, volume: Volume, readonly: bool) -> None:
     """Allow attaching it only read-only, or not. Raises `InvalidState` unless it is available."""
     with core.store.write(durable=True) as connection:
@@ -581,6 +588,7 @@ def set_readonly(core: Core, volume: Volume, readonly: bool) -> None:
         records.update(connection, Volume, volume.id, admin_metadata=marked)
 
 
+@rerun_when_contended
 def reset_status(
     core: Core,
     context: Context,

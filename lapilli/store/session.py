@@ -280,7 +280,7 @@ def _discarded_if_broken(connection: sa.Connection) -> Iterator[None]:
             connection.invalidate()
 
 
-_CONTENDED = {
+_CONTENDED: set[object] = {
     "40001",  # PostgreSQL: serialization failure
     "40P01",  # deadlock
     "55P03",  # lock not available in time
@@ -288,7 +288,7 @@ _CONTENDED = {
     1213,  # deadlock
     1020,  # record has changed since last read
 }
-_GONE = {
+_GONE: set[object] = {
     "57P01",  # PostgreSQL: ended by the administrator
     "57P02",
     "57P03",  # starting up, or shutting down
@@ -312,11 +312,11 @@ def _translated(problem: sa.exc.SQLAlchemyError) -> Exception:
     if not isinstance(problem, sa.exc.DBAPIError):
         return problem
     cause = problem.orig
-    code = getattr(cause, "sqlstate", None) or (cause.args[0] if cause is not None and cause.args else None)
-    if code in _CONTENDED:
+    codes = {getattr(cause, "sqlstate", None), *(cause.args[:1] if cause is not None else ())}
+    if codes & _CONTENDED:
         return DatabaseContended("Others were writing the same records: try again.")
     at_connect = isinstance(problem, sa.exc.OperationalError) and problem.statement is None
-    if problem.connection_invalidated or code in _GONE or at_connect:
+    if problem.connection_invalidated or codes & _GONE or at_connect:
         return DatabaseUnavailable("The database cannot be reached at the moment.")
     return problem
 

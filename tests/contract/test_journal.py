@@ -56,6 +56,7 @@ from lapilli.flows.journal import (
 from lapilli.flows.volume_tasks import has_code
 from lapilli.runtime.service import RoleService, leave_nothing_running
 from lapilli.store import records, tables
+from tests import databases
 from tests.service import until
 
 # processes of a server that has only imported: as clean as fresh ones, and there at once
@@ -183,7 +184,7 @@ def make_core(directory: str) -> Core:
         "DEFAULT": {"enabled_backends": "files", "host": "box", "volume_workers": "6"},
         "files": {"volume_driver": "sim", "target_helper": "local"},
     }
-    return compose.make_core(Config(values, state_dir=directory))
+    return compose.make_core(Config(values | databases.section(directory), state_dir=directory))
 
 
 def work_until_told(directory: str) -> None:

@@ -87,7 +87,7 @@ class PostgresBus:
         connection.execute(f"LISTEN {CHANNEL}")
         self._subscribers.deliver_all()  # what came meanwhile was not heard
         while not self._closed.is_set():
-            for notice in connection.notifies(timeout=1.0):
+            for notice in connection.notifies(timeout=0.25):
                 sender, _, topic = notice.payload.partition(" ")
                 if sender != self._name:
                     self._subscribers.deliver(topic)
