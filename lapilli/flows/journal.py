@@ -595,6 +595,7 @@ class Journal:
                 work.fence(
                     connection, state="queued", step=step, owner=None, lease_until=again, results=work.results
                 )
+            self._wake_later(topic(work.operation.role, work.operation.host), wait.seconds)
         except Exception as error:
             if not isinstance(error, LapilliError):
                 _log.exception("task %s of %s failed", tasks[step].name, kind)
@@ -611,6 +612,12 @@ class Journal:
                     deadline_at=records.now() + timedelta(seconds=work.patience),
                 )
             self._revert(work, error, failed_at)
+
+    def _wake_later(self, about: str, seconds: float) -> None:
+        """Have postponed work looked at when its time has come, not at the next sweep."""
+        timer = threading.Timer(seconds + 0.01, self.bus.wake, [about])
+        timer.daemon = True
+        timer.start()
 
     def _advance(self, work: Work, tasks: Sequence[Task], step: int) -> int:
         """One transaction: the record tasks that follow, and the journal's advance or the leg's end."""

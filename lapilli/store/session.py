@@ -359,6 +359,7 @@ class _WalFlusher:
         self._started = 0
         self._finished = 0
         self._running = False
+        self._named = 0  # inode of the WAL whose name is known to be on the disk
 
     def flush(self) -> None:
         """Return when a sync that began after this call has ended."""
@@ -377,6 +378,9 @@ class _WalFlusher:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fdatasync(descriptor)
+                inode = os.fstat(descriptor).st_ino
+                if inode != self._named:
+                    self._keep_name(inode)
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
@@ -385,6 +389,15 @@ class _WalFlusher:
             self._end(None)
             raise
         self._end(mine)
+
+    def _keep_name(self, inode: int) -> None:
+        """Sync the directory: the WAL is a new file, whose name might else not survive."""
+        directory = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self._named = inode
 
     def _end(self, number: int | None) -> None:
         with self._condition:
