@@ -318,8 +318,14 @@ class Journal:
         return row
 
     def announce(self, row: Operation) -> None:
-        """Wake whoever may claim it."""
+        """Wake whoever may claim it, and tell that it begins."""
         self.bus.wake(topic(row.role, row.host))
+        events.emit(
+            f"{_KINDS[row.kind].event}.start",
+            resource_id=row.resource_id,
+            project_id=row.project_id,
+            operation=row.id,
+        )
 
     def listen(self, operation_id: str) -> Subscription:
         """Begin to listen for an operation's end; do so before submitting it."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from lapilli import events
 from lapilli.context import Context
 from lapilli.domain import quotas as quota_rules, states
-from lapilli.domain.model import Operation, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Busy, InvalidInput, InvalidState, NotFound
 from lapilli.flows.core import Core
@@ -80,7 +80,7 @@ def create(
             host=backend_host(fresh.host or ""),
             args={"volume_id": fresh.id, "in_use": fresh.status == "in-use"},
         )
-    _begin(core, row, "snapshot.create")
+    core.journal.announce(row)
     return snapshot
 
 
@@ -93,11 +93,6 @@ def _may_snapshot(volume: Volume, in_use_allowed: bool) -> None:
     not_migrating(volume)
     if volume.host is None:
         raise InvalidState("Invalid volume: it has no back end.")
-
-
-def _begin(core: Core, row: Operation, event: str) -> None:
-    core.journal.announce(row)
-    events.emit(f"{event}.start", resource_id=row.resource_id, project_id=row.project_id, operation=row.id)
 
 
 @rerun_when_contended
@@ -121,7 +116,7 @@ def delete(core: Core, context: Context, snapshot: Snapshot, *, force: bool = Fa
             host=backend_host(volume.host),
             args={"volume_id": volume.id},
         )
-    _begin(core, submitted, "snapshot.delete")
+    core.journal.announce(submitted)
 
 
 # --- tasks -----------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
         row = core.journal.submit(
             connection, "volume.create", context, volume.id, role="scheduler", args=args
         )
-    _begin(core, row, "volume.create")
+    core.journal.announce(row)
     return volume
 
 
@@ -126,11 +126,6 @@ def plan_create(core: Core, context: Context, connection: sa.Connection, request
         "scope": None if context.is_admin else context.project_id,
     }
     return Plan(volume=_new_volume(context, request, sources, kind, size, zone), kind=kind, spec=spec)
-
-
-def _begin(core: Core, row: Operation, event: str) -> None:
-    core.journal.announce(row)
-    events.emit(f"{event}.start", resource_id=row.resource_id, project_id=row.project_id, operation=row.id)
 
 
 def _look_up(core: Core, context: Context, connection: sa.Connection, request: VolumeRequest) -> _Sources:
@@ -358,7 +353,7 @@ def delete(
             host=backend_host(fresh.host),
             args={"cascade": cascade},
         )
-    _begin(core, submitted, "volume.delete")
+    core.journal.announce(submitted)
 
 
 def _drop_operations(connection: sa.Connection, volume_id: str) -> None:
@@ -418,7 +413,7 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
         submitted = core.journal.submit(
             connection, "volume.extend", context, volume.id, role="scheduler", args=args
         )
-    _begin(core, submitted, "volume.resize")
+    core.journal.announce(submitted)
 
 
 def upload_image(
@@ -464,7 +459,7 @@ def upload_image(
             properties=_custom_properties(volume),
             **properties,
         )
-    _begin(core, submitted, "volume.upload")
+    core.journal.announce(submitted)
     return image
 
 

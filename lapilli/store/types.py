@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
 
-TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+class Time(sa.types.TypeDecorator[datetime]):
+    """A time with microseconds, which MariaDB must be asked for (its dialect is imported only for it)."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    @property
+    def python_type(self) -> type[datetime]:
+        """What its values are in Python."""
+        return datetime
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """The column's type on a kind of database."""
+        if dialect.name not in ("mysql", "mariadb"):
+            return dialect.type_descriptor(sa.DateTime())
+        return dialect.type_descriptor(importlib.import_module("sqlalchemy.dialects.mysql").DATETIME(fsp=6))
+
+
+TIME = Time()
 
 # table options: texts are told apart to the last bit, trailing spaces included
 MARIADB = {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_nopad_bin"}
