@@ -17,6 +17,7 @@ from typing import Any
 
 import bcrypt
 import httpx
+import sqlalchemy as sa
 
 from tests import databases
 
@@ -129,6 +130,14 @@ class Service:
         for pid in _daemons(self.state_dir):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def records(self) -> Iterator[sa.Connection]:
+        """The service's database, whichever it is, in one transaction."""
+        url = self.database or f"sqlite:///{self.state_dir}/lapilli.sqlite"
+        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        with engine.begin() as connection:
+            yield connection
 
     def add_user(self, name: str, project_id: str, role: str, password: str = "secret") -> None:
         """Add a line to the user file."""

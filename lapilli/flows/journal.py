@@ -517,7 +517,7 @@ class Journal:
             self._running[row.id, row.claim] = work
         try:
             try:
-                self._go_on(work)
+                self._execute(work)
             except DatabaseUnavailable as problem:
                 self._when_it_answers(work, problem)
         except LeaseLost:
@@ -556,12 +556,6 @@ class Journal:
         with self.store.read() as connection:
             return connection.execute(query).first() is not None
 
-    def _go_on(self, work: Work) -> None:
-        if work.operation.state == "reverting":
-            self._revert(work, _error_of(work.operation), work.operation.step)
-        else:
-            self._execute(work)
-
     def _when_it_answers(self, work: Work, problem: Exception) -> None:
         """Carry on from what the row says, as soon as the database answers. Raises `LeaseLost`."""
         row, pause = work.operation, 0.1
@@ -575,12 +569,15 @@ class Journal:
                 if present is None or present.claim != row.claim or present.state not in HELD:
                     raise LeaseLost(f"Operation {row.id} has ended, or was taken over.")
                 work.take_up(present)
-                self._go_on(work)
+                self._execute(work)
                 return
             except DatabaseUnavailable:
                 pause = min(pause * 2, 5.0)
 
     def _execute(self, work: Work) -> None:
+        if work.operation.state == "reverting":
+            self._revert(work, _error_of(work.operation), work.operation.step)
+            return
         kind = work.operation.kind
         tasks = _KINDS[kind].legs[work.operation.role]
         step = work.operation.step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sqlite3
 import subprocess
 import threading
 import time
@@ -119,9 +118,9 @@ def test_killed_under_load(own_service: Service) -> None:
 
 
 def _unfinished(service: Service) -> int:
-    with contextlib.closing(sqlite3.connect(service.state_dir / "lapilli.sqlite")) as database:
+    with service.records() as database:
         query = "SELECT count(*) FROM operations WHERE state IN ('queued', 'running', 'reverting')"
-        return int(database.execute(query).fetchone()[0])
+        return int(database.exec_driver_sql(query).scalar_one())
 
 
 def _everything_rests(api: Api) -> None:
