@@ -164,7 +164,7 @@ def _value(column: sa.Column[Any], text: str) -> Any:
         if isinstance(column.type, sa.Integer):
             number = int(text)
             return number if abs(number) <= MAX_INT else None
-        if isinstance(column.type, sa.DateTime):
+        if column.type.python_type is datetime:
             return _moment(text)
     except (ValueError, InvalidInput):
         return None

@@ -20,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from lapilli import compose
+from lapilli.api.filters import equal
 from lapilli.config import Config
 from lapilli.context import Context
 from lapilli.domain.model import Operation, Pool, Service as ServiceRow, Snapshot, Volume, VolumeType
@@ -476,3 +477,15 @@ def test_polling_never_sleeps_long(tmp_path: Path) -> None:
         started = time.monotonic()
         assert not bus.subscribe("work").wait(10)
         assert time.monotonic() - started < 2
+
+
+def test_texts_of_filters_become_what_the_column_holds(cores: Callable[..., list[Core]]) -> None:
+    """A time given as text must never reach a column of times as text."""
+    core, _ = cores()
+    made = create(core)
+    shown = made.created_at.isoformat()
+    for text, found in ((shown, 1), ("2001-01-01T00:00:00", 0), (f"['{shown}']", 1)):
+        condition = equal(tables.volumes.c.created_at, text)
+        with core.store.read() as connection:
+            assert records.count(connection, Volume, [condition]) == found
+    assert equal(tables.volumes.c.created_at, "yesterday") is False
