@@ -327,14 +327,14 @@ def test_a_killed_scheduler_and_a_killed_volume_service(roles: Roles) -> None:
     until(lambda: any(r["host"] and r["state"] == "running" for r in processes.rows(service, "operations")))
     roles.kill("volume")
     roles.start("volume")
-    api.wait(f"/v3/volumes/{slow['id']}", "volume", seconds=10)
+    api.wait(f"/v3/volumes/{slow['id']}", "volume", seconds=30)
 
     roles.kill("scheduler")
     waiting = api.post("/v3/volumes", {"volume": {"size": 1}}).json()["volume"]
     time.sleep(0.3)
     assert api.get(f"/v3/volumes/{waiting['id']}").json()["volume"]["status"] == "creating"
     roles.start("scheduler")
-    api.wait(f"/v3/volumes/{waiting['id']}", "volume", seconds=10)
+    api.wait(f"/v3/volumes/{waiting['id']}", "volume", seconds=30)
     assert len(list((service.state_dir / "sim-sim/volumes").iterdir())) == 2
 
 
