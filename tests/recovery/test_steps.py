@@ -552,7 +552,7 @@ scenario(
     "volume.upload",
     "in a format that cannot be made",
     prepare=lambda house: house.volume(),
-    submit=lambda house, volume: upload(house, volume, "aki"),
+    submit=lambda house, volume: upload(house, volume, "docker"),
     wanted=lambda report: statuses("volumes", ends("volume", "upload", "failed"))(report) | {"images": {}},
     state="failed",
     messages=1,
