@@ -33,10 +33,10 @@ from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError, DatabaseUnavailable
 from lapilli.flows import snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
+from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create
-from lapilli.flows.journal import Backend, Journal, deadlines
-from lapilli.flows.options import VolumeOptions
-from lapilli.flows.volume_types import TypeOptions
+from lapilli.flows.journal import Journal
+from lapilli.flows.options import TypeOptions, VolumeOptions
 from lapilli.flows.volumes import VolumeRequest
 from lapilli.ports.bus import Bus
 from lapilli.ports.driver import Driver, OwnFunctions

@@ -18,7 +18,7 @@ from lapilli.api import access
 from lapilli.api.fields import Look
 from lapilli.api.resource import Call, Earlier, Route
 from lapilli.errors import Conflict, InvalidInput
-from lapilli.flows.journal import owner_is_dead
+from lapilli.flows.owners import owner_is_dead
 from lapilli.store import keys, records
 from lapilli.store.session import RIDER
 

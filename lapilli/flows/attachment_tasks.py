@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from lapilli.domain.model import Attachment, Connection, Export, Volume
 from lapilli.domain.states import FOLLOWING, NOT_MIGRATING, transition, while_states
 from lapilli.errors import Conflict, StorageError
-from lapilli.flows.journal import RecordTask, Task, Work, operation
+from lapilli.flows.claims import Work
+from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.volume_tasks import complain, load, reference
 from lapilli.ports.target import ExportSpec
 from lapilli.store import records, tables

@@ -14,8 +14,9 @@ from functools import cached_property
 from lapilli.config import Config, ServiceOptions
 from lapilli.domain.placement import SchedulerOptions
 from lapilli.domain.quotas import QuotaOptions
-from lapilli.flows.journal import Journal, Postponed
-from lapilli.flows.options import VolumeOptions
+from lapilli.flows.definitions import Postponed
+from lapilli.flows.journal import Journal
+from lapilli.flows.options import TypeOptions, VolumeOptions
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.store import records
 from lapilli.store.session import Store
@@ -47,6 +48,11 @@ class Core:
     def options(self) -> VolumeOptions:
         """Options about volumes, images and messages."""
         return self.config.read(VolumeOptions)
+
+    @cached_property
+    def types(self) -> TypeOptions:
+        """Options about volume types."""
+        return self.config.read(TypeOptions)
 
     @cached_property
     def quota(self) -> QuotaOptions:

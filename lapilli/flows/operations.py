@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.domain.model import Operation
+from lapilli.flows.claims import HELD, UNFINISHED
 from lapilli.flows.core import Core
-from lapilli.flows.journal import HELD, UNFINISHED, kinds
+from lapilli.flows.definitions import KINDS
 from lapilli.store import records
 
 
@@ -31,7 +32,7 @@ def tasks(row: Operation) -> list[dict[str, Any]]:
         {"name": name, "role": role, "state": state, "started_at": began, "seconds": seconds}
         for role, name, began, seconds, state in row.timings
     ]
-    definition = kinds().get(row.kind)
+    definition = KINDS.get(row.kind)
     if definition is None or row.state not in UNFINISHED:
         return told
     here = [each.name for each in definition.legs.get(row.role, ())]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lapilli.config import option
 
+BUILT_IN = "__DEFAULT__"  # the type that is always there
+
 
 @dataclass(frozen=True)
 class VolumeOptions:
@@ -25,3 +27,10 @@ class VolumeOptions:
         "Seconds that one task of a kind of operation may go without any sign of progress before it counts "
         "as hanging, as KIND=SECONDS.",
     )
+
+
+@dataclass(frozen=True)
+class TypeOptions:
+    """What section [DEFAULT] says about volume types."""
+
+    default_volume_type: str = option(BUILT_IN, "Type of volumes that are created without one.")

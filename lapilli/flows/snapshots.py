@@ -13,8 +13,9 @@ from lapilli.domain import quotas as quota_rules, states
 from lapilli.domain.model import Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Busy, InvalidInput, InvalidState, NotFound
+from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
-from lapilli.flows.journal import RecordTask, Task, Work, operation
+from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.volume_tasks import (
     backend_host,
     complain,

@@ -16,7 +16,8 @@ from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, Volume
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
 from lapilli.flows import scheduling
-from lapilli.flows.journal import Postponed, RecordTask, Task, Work, operation
+from lapilli.flows.claims import Work
+from lapilli.flows.definitions import Postponed, RecordTask, Task, operation
 from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from msgspec.structs import replace
 
 from lapilli import events
-from lapilli.config import option
 from lapilli.context import Context
 from lapilli.domain.model import VolumeType
 from lapilli.errors import ConfigError, Conflict, InvalidInput, NotFound
 from lapilli.flows.core import Core
+from lapilli.flows.options import BUILT_IN, TypeOptions
 from lapilli.store import limits, records, volume_types as store
 from lapilli.store.session import rerun_when_contended
 
-BUILT_IN = "__DEFAULT__"
 _YES = "<is> True"
-
-
-@dataclass(frozen=True)
-class TypeOptions:
-    """What section [DEFAULT] says about volume types."""
-
-    default_volume_type: str = option(BUILT_IN, "Type of volumes that are created without one.")
 
 
 def ensure_default(core: Core) -> None:
@@ -197,7 +188,7 @@ def _locked(connection: sa.Connection, identifier: str) -> VolumeType:
 
 
 def _is_default(core: Core, volume_type: VolumeType) -> bool:
-    named = core.config.read(TypeOptions).default_volume_type
+    named = core.types.default_volume_type
     return volume_type.name == BUILT_IN or named in (volume_type.id, volume_type.name)
 
 

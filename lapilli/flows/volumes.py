@@ -190,8 +190,7 @@ def _type_for(
         return records.get(connection, VolumeType, origin.volume_type_id)
     if wanted is None and sources.image is not None:
         wanted = sources.image.properties.get("cinder_img_volume_type")
-    options = core.config.read(volume_types.TypeOptions)
-    kind = volume_types.resolve(connection, context, wanted, options)
+    kind = volume_types.resolve(connection, context, wanted, core.types)
     if origin is not None and kind.id != origin.volume_type_id:
         _may_change_type(connection, records.get(connection, VolumeType, origin.volume_type_id), kind)
     return kind

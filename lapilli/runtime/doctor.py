@@ -23,8 +23,9 @@ from lapilli.domain.model import (
     Volume,
     VolumeType,
 )
+from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
-from lapilli.flows.journal import UNFINISHED, Backend
+from lapilli.flows.definitions import Backend
 from lapilli.flows.volume_tasks import backend_host, growth_of, reference
 from lapilli.ports.driver import SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec

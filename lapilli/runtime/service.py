@@ -17,8 +17,11 @@ from lapilli.config import option
 from lapilli.domain.model import Export, Operation, Pool, Service, Volume
 from lapilli.errors import DatabaseContended, DatabaseUnavailable
 from lapilli.flows.attachment_tasks import holders
+from lapilli.flows.claims import HELD, LEASE
 from lapilli.flows.core import Core
-from lapilli.flows.journal import HELD, LEASE, Backend, owner_is_dead, topic
+from lapilli.flows.definitions import Backend
+from lapilli.flows.journal import topic
+from lapilli.flows.owners import owner_is_dead
 from lapilli.flows.volume_tasks import reference
 from lapilli.ports.driver import ImageCache
 from lapilli.ports.target import ExportSpec

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lapilli.flows.journal import owner_name
+from lapilli.flows.owners import owner_name
 from tests.api.steps import fresh, good, ids, refused
 from tests.service import Api, Service, until
 

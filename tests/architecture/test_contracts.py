@@ -10,7 +10,7 @@ from importlinter.cli import lint_imports
 from lapilli import compose
 from lapilli.domain import states
 from lapilli.domain.states import ANY, BACK, GONE, NEW, RECOMPUTED, TABLE, Transition
-from lapilli.flows import journal
+from lapilli.flows.definitions import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {NEW, ANY, BACK, GONE, RECOMPUTED}  # what stands in the table for no status of its own
@@ -29,7 +29,7 @@ def _served() -> set[tuple[str, str]]:
     """(resource, while-state) of every kind of operation."""
     assert compose.make_core  # importing compose declares the operations
     held = set()
-    for kind in journal.kinds().values():
+    for kind in KINDS.values():
         for action in kind.actions:
             during = states.transition(kind.resource, action).during
             if during is not None:
@@ -44,7 +44,7 @@ def test_every_while_state_has_an_operation_that_serves_it(resource: str) -> Non
 
 
 def test_every_operation_is_of_the_table() -> None:
-    for kind in journal.kinds().values():
+    for kind in KINDS.values():
         for action in kind.actions:
             assert states.transition(kind.resource, action).event
 

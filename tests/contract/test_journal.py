@@ -39,20 +39,11 @@ from lapilli.errors import (
     NoValidBackend,
     StorageError,
 )
-from lapilli.flows import journal as journals
+from lapilli.flows.claims import LEASE, Work
 from lapilli.flows.core import Core
-from lapilli.flows.journal import (
-    LEASE,
-    Journal,
-    Postponed,
-    RecordTask,
-    Task,
-    Work,
-    kinds,
-    operation,
-    owner_is_dead,
-    owner_name,
-)
+from lapilli.flows.definitions import KINDS, Postponed, RecordTask, Task, operation
+from lapilli.flows.journal import Journal
+from lapilli.flows.owners import owner_is_dead, owner_name
 from lapilli.flows.volume_tasks import has_code
 from lapilli.runtime.service import RoleService, leave_nothing_running
 from lapilli.store import records, tables
@@ -275,7 +266,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     made.journal.bus.close()
     made.core.store.close()
     for kind in DECLARED:
-        del kinds()[kind]  # type: ignore[attr-defined] - the registry itself, so that other tests see only ours
+        del KINDS[kind]  # type: ignore[attr-defined] - the registry itself, so that other tests see only ours
 
 
 Start = Callable[[], "subprocess.Popen[str]"]
@@ -928,4 +919,4 @@ def test_a_row_holds_only_plain_json(shop: Shop) -> None:
 
 
 def test_lease_is_longer_than_its_renewals_take() -> None:
-    assert timedelta(seconds=10) <= journals.LEASE <= timedelta(seconds=60)
+    assert timedelta(seconds=10) <= LEASE <= timedelta(seconds=60)

@@ -37,7 +37,9 @@ from lapilli.domain.quotas import Usage
 from lapilli.errors import Busy, StorageError
 from lapilli.flows import attachments, snapshots, volumes
 from lapilli.flows.attachment_tasks import holders
-from lapilli.flows.journal import UNFINISHED, Journal, RecordTask, kinds
+from lapilli.flows.claims import UNFINISHED
+from lapilli.flows.definitions import KINDS, RecordTask
+from lapilli.flows.journal import Journal
 from lapilli.flows.volume_tasks import reference
 from lapilli.runtime.doctor import Doctor
 from lapilli.store import quotas, records, tables
@@ -97,12 +99,12 @@ class Wire:
 
     def lay(self, house: House) -> None:
         """Along everything that an operation touches."""
-        for kind, definition in list(kinds().items()):
+        for kind, definition in list(KINDS.items()):
             for task in (task for leg in definition.legs.values() for task in leg):
                 pair = ("record", "unrecord") if isinstance(task, RecordTask) else ("execute", "revert")
                 for name in pair:
                     self.around(task, name, f"{task.name}.{name}")
-            kinds()[kind] = dataclasses.replace(definition)  # type: ignore[index] - this process's own
+            KINDS[kind] = dataclasses.replace(definition)  # type: ignore[index] - this process's own
             self._failed(kind)
         for backend in house.backends:
             for name in _DRIVER.split():
@@ -130,14 +132,14 @@ class Wire:
         Journal.run = working  # type: ignore[method-assign]
 
     def _failed(self, kind: str) -> None:
-        definition = kinds()[kind]
+        definition = KINDS[kind]
 
         def failed(*arguments: Any) -> None:
             self.point("before the failed end")
             definition.failed(*arguments)
             self.point("after the failed end")
 
-        kinds()[kind] = dataclasses.replace(definition, failed=failed)  # type: ignore[index]
+        KINDS[kind] = dataclasses.replace(definition, failed=failed)  # type: ignore[index]
 
     def _commit(self, when: str, statement: str) -> None:
         if statement == "COMMIT":
@@ -857,7 +859,7 @@ def distinct(points: list[str]) -> list[int]:
 
 
 def test_every_kind_of_operation_has_a_scenario() -> None:
-    declared = {kind for kind in kinds() if not kind.startswith("test.")}
+    declared = {kind for kind in KINDS if not kind.startswith("test.")}
     assert declared == {each.kind for each in SCENARIOS}
 
 

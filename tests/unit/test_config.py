@@ -18,8 +18,7 @@ from lapilli.config import Config, ServiceOptions, option
 from lapilli.domain.placement import SchedulerOptions
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError
-from lapilli.flows.options import VolumeOptions
-from lapilli.flows.volume_types import TypeOptions
+from lapilli.flows.options import TypeOptions, VolumeOptions
 from lapilli.runtime.service import WorkerOptions
 from lapilli.store.session import DatabaseOptions
 

@@ -11,7 +11,7 @@ from lapilli.context import Context
 from lapilli.domain.model import VolumeType
 from lapilli.errors import ConfigError, NotFound
 from lapilli.flows import volume_types
-from lapilli.flows.volume_types import TypeOptions
+from lapilli.flows.options import TypeOptions
 from lapilli.store import records, tables, volume_types as type_store
 from lapilli.store.session import Store
 

@@ -15,7 +15,6 @@ from lapilli.domain import placement
 from lapilli.domain.model import Pool, Service, VolumeType
 from lapilli.errors import InvalidInput, NotFound, NoValidBackend
 from lapilli.flows import services as flows, volume_types
-from lapilli.flows.volume_types import TypeOptions
 from lapilli.store import records
 
 route = Routes()
@@ -279,9 +278,7 @@ def _fits(pool: Pool, wanted: Mapping[str, str]) -> bool:
 
 def _fitting_type(call: Call, found: list[Pool], reference: str) -> list[Pool]:
     with call.core.store.read() as connection:
-        kind: VolumeType = volume_types.resolve(
-            connection, call.context, reference, call.core.config.read(TypeOptions)
-        )
+        kind: VolumeType = volume_types.resolve(connection, call.context, reference, call.core.types)
     candidates = [
         placement.Candidate(name=pool.name, zone=pool.availability_zone, capabilities=pool.capabilities)
         for pool in found

@@ -27,7 +27,6 @@ from lapilli.api.resource import Call, Routes
 from lapilli.domain.model import VolumeType
 from lapilli.errors import InvalidInput, NotFound
 from lapilli.flows import volume_types as flows
-from lapilli.flows.volume_types import TypeOptions
 from lapilli.store import volume_types as store
 
 route = Routes()
@@ -124,7 +123,7 @@ def _publicity(text: str | None) -> list[Condition]:
 def show_default(call: Call) -> VolumeType:
     """Show the type of volumes that are created without one."""
     with call.core.store.read() as connection:
-        return flows.default(connection, call.core.config.read(TypeOptions))
+        return flows.default(connection, call.core.types)
 
 
 @route.get("/types/{type_id}", rule=GET, returns=TYPE)
