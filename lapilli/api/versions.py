@@ -87,7 +87,7 @@ _ROWS = (
     Microversion(59, "transfer-paging", "Lists of transfers have paging.", "later"),
     Microversion(60, "time-filters", "Volumes can be filtered by comparisons of times."),
     Microversion(61, "cluster-name", "Volumes show cluster_name to administrators."),
-    Microversion(62, "default-types", "A project can have its own default type.", "later"),
+    Microversion(62, "default-types", "A project can have its own default type."),
     Microversion(63, "volume-type-id", "Volumes show volume_type_id."),
     Microversion(64, "encryption-key-id", "Encrypted volumes and backups show encryption_key_id."),
     Microversion(65, "consumes-quota", "Volumes and snapshots show consumes_quota, also a filter."),

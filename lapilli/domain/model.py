@@ -123,7 +123,10 @@ class Connection(Record, frozen=True, kw_only=True):
 
 
 class VolumeType(Record, frozen=True, kw_only=True):
-    """A volume type with its extra specs."""
+    """A volume type with its extra specs. `encryption`, where its volumes are encrypted, says how:
+
+    encryption_id, provider, control_location, cipher, key_size (bits), created_at, updated_at.
+    """
 
     id: str
     name: str
@@ -131,6 +134,27 @@ class VolumeType(Record, frozen=True, kw_only=True):
     is_public: bool = True
     qos_specs_id: str | None = None
     extra_specs: dict[str, str | None] = {}
+    encryption: dict[str, Any] | None = None
+    created_at: datetime
+    updated_at: datetime | None = None
+
+
+class QosSpecs(Record, frozen=True, kw_only=True):
+    """Limits that volume types are bound to. `consumer` says who keeps them: front-end, back-end or both."""
+
+    id: str
+    name: str
+    consumer: str = "back-end"
+    specs: dict[str, str] = {}
+    created_at: datetime
+    updated_at: datetime | None = None
+
+
+class DefaultType(Record, frozen=True, kw_only=True):
+    """The type of a project's volumes that are created without one."""
+
+    project_id: str
+    volume_type_id: str
     created_at: datetime
     updated_at: datetime | None = None
 

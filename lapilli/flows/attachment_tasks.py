@@ -9,7 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lapilli.domain.model import Attachment, Connection, Export, Volume
+from lapilli.domain.model import Attachment, Connection, Export, QosSpecs, Volume, VolumeType
+from lapilli.domain.qos import in_front
 from lapilli.domain.states import FOLLOWING, NOT_MIGRATING, transition, while_states
 from lapilli.errors import Conflict, StorageError
 from lapilli.flows.claims import Work
@@ -135,7 +136,7 @@ class ConnectOnFinish(RecordTask):
         spec = ExportSpec(volume.id, address, export.data, export.secret)
         mode = work.args["mode"]
         info = work.storage.target.connection_info(spec, work.args["connector"], access_mode=mode)
-        info["data"] |= self._facts(work, volume, mode)
+        info["data"] |= self._facts(work, connection, volume, mode)
         info["enforce_multipath"] = bool(work.args["connector"].get("enforce_multipath", False))
         attachment_id = work.args.get("attachment_id")
         if attachment_id is None:
@@ -160,12 +161,14 @@ class ConnectOnFinish(RecordTask):
         records.enter(connection, CONNECT_VOLUME, volume.id, attach_status=attach_status)
 
     @staticmethod
-    def _facts(work: Work, volume: Volume, mode: str) -> dict[str, Any]:
+    def _facts(work: Work, connection: sa.Connection, volume: Volume, mode: str) -> dict[str, Any]:
+        kind = records.get(connection, VolumeType, volume.volume_type_id)
+        specs = records.find(connection, QosSpecs, kind.qos_specs_id) if kind.qos_specs_id else None
         facts: dict[str, Any] = {
             "access_mode": mode,
             "encrypted": volume.encryption_key_id is not None,
-            "qos_specs": None,
-            "cacheable": False,
+            "qos_specs": in_front(specs, volume.size),
+            "cacheable": kind.extra_specs.get("cacheable") == "<is> True",
             "volume_id": volume.id,
         }
         if work.core.options.report_discard_supported:

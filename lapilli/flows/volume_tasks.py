@@ -185,6 +185,7 @@ def request_for(
         hints=hints,
         lives=scheduling.lives(connection, hints, spec["scope"]) if hints else {},
         volume=msgspec.structs.asdict(volume),
+        qos=spec.get("qos", {}),
         over_subscription=options.max_over_subscription_ratio,
     )
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from lapilli import events
 from lapilli.context import Context
-from lapilli.domain.model import VolumeType
+from lapilli.domain.model import DefaultType, VolumeType
 from lapilli.errors import ConfigError, Conflict, InvalidInput, NotFound
 from lapilli.flows.core import Core
 from lapilli.flows.options import BUILT_IN, TypeOptions
@@ -41,16 +41,16 @@ def resolve(
     Raises `NotFound` also for a type hidden from the caller, `ConfigError` when the default is missing.
     """
     if reference is None:
-        return default(connection, options)
+        return default(connection, options, context.project_id)
     found = store.find(connection, reference)
     if found is None or not (context.is_admin or store.is_visible(connection, found, context.project_id)):
         raise NotFound.of("volume type", reference)
     return found
 
 
-def default(connection: sa.Connection, options: TypeOptions) -> VolumeType:
-    """The type of volumes created without one. Raises `ConfigError` when it is missing."""
-    found = store.find(connection, options.default_volume_type)
+def default(connection: sa.Connection, options: TypeOptions, project_id: str) -> VolumeType:
+    """The type of a project's volumes created without one. Raises `ConfigError` when it is missing."""
+    found = store.find_default(connection, project_id, options.default_volume_type)
     if found is None:
         raise ConfigError(
             f"[DEFAULT] default_volume_type = {options.default_volume_type!r}: there is no such volume type."
@@ -117,6 +117,12 @@ def delete(core: Core, volume_type: VolumeType) -> None:
         if records.count(connection, VolumeType, ()) == 1:
             raise InvalidInput(f"Volume type {present.name} is the last one: it cannot be deleted.")
         _check_unused(connection, present, "be deleted")
+        projects = store.projects_with_default(connection, present.id)
+        if projects:
+            raise InvalidInput(
+                f"Volume type {present.name} is the default of projects, {projects[0]} among them:"
+                " it cannot be deleted."
+            )
         store.revoke(connection, present.id)
         limits.forget_type(connection, present.name)
         records.delete(connection, VolumeType, present.id)
@@ -131,6 +137,8 @@ def set_specs(core: Core, volume_type: VolumeType, specs: Mapping[str, str]) -> 
         _check_unused(connection, present, "change its extra specs")
         wanted = {**present.extra_specs, **specs}
         _check_specs(wanted)
+        if present.encryption is not None and wanted.get("multiattach") == _YES:
+            raise InvalidInput("A volume type cannot be both encrypted and multiattach.")
         records.update(connection, VolumeType, present.id, extra_specs=wanted)
     events.emit("volume_type_extra_specs.update", volume_type_id=volume_type.id, keys=sorted(specs))
 
@@ -146,6 +154,73 @@ def delete_spec(core: Core, volume_type: VolumeType, key: str) -> None:
         left = {name: value for name, value in present.extra_specs.items() if name != key}
         records.update(connection, VolumeType, present.id, extra_specs=left)
     events.emit("volume_type_extra_specs.delete", volume_type_id=volume_type.id, keys=[key])
+
+
+@rerun_when_contended
+def encrypt(core: Core, volume_type: VolumeType, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how volumes of an unused type are encrypted. Raises `InvalidInput` for one that says so already."""
+    made = {
+        "cipher": None,
+        "key_size": None,
+        **wanted,
+        "encryption_id": records.new_id(),
+        "created_at": records.now().isoformat(timespec="microseconds"),
+        "updated_at": None,
+    }
+    with core.store.write(durable=True) as connection:
+        present = _locked(connection, volume_type.id)
+        if present.encryption is not None:
+            raise InvalidInput(f"Volume type {present.name} is encrypted already.")
+        if present.extra_specs.get("multiattach") == _YES:
+            raise InvalidInput("A volume type cannot be both encrypted and multiattach.")
+        _check_unused(connection, present, "be encrypted")
+        records.update(connection, VolumeType, present.id, encryption=made)
+    events.emit("volume_type_encryption.create", volume_type_id=volume_type.id)
+    return made
+
+
+@rerun_when_contended
+def change_encryption(core: Core, volume_type: VolumeType, wanted: Mapping[str, Any] | None) -> None:
+    """Change how volumes of an unused type are encrypted; None: they are no longer. Raises `NotFound`."""
+    with core.store.write(durable=True) as connection:
+        present = _locked(connection, volume_type.id)
+        if present.encryption is None:
+            raise NotFound(f"Volume type {present.id} is not encrypted.")
+        _check_unused(connection, present, "change its encryption")
+        changed = None
+        if wanted is not None:
+            moment = records.now().isoformat(timespec="microseconds")
+            changed = {**present.encryption, **wanted, "updated_at": moment}
+        records.update(connection, VolumeType, present.id, encryption=changed)
+    if changed is None:
+        events.emit("volume_type_encryption.delete", volume_type_id=volume_type.id)
+    else:
+        events.emit("volume_type_encryption.update", volume_type_id=volume_type.id)
+
+
+@rerun_when_contended
+def set_default(core: Core, project_id: str, reference: str) -> DefaultType:
+    """Give a project a default type of its own. Raises `InvalidInput` for a type that is not there."""
+    with core.store.write(durable=True) as connection:
+        found = store.find(connection, reference)
+        if found is None or store.locked(connection, found.id) is None:
+            raise InvalidInput(f"Volume type {reference} could not be found.")
+        if not (found.is_public or project_id in store.granted_to(connection, found.id)):
+            raise InvalidInput(
+                f"Volume type {found.name} is private, and not granted to project {project_id}."
+            )
+        chosen = DefaultType(
+            project_id=project_id, volume_type_id=found.id, created_at=records.now(), updated_at=records.now()
+        )
+        store.put_default(connection, chosen)
+    return chosen
+
+
+def unset_default(core: Core, project_id: str) -> None:
+    """Let a project follow the service's default again. Raises `NotFound` when it has none of its own."""
+    with core.store.write(durable=True) as connection:
+        if not records.delete(connection, DefaultType, project_id):
+            raise NotFound(f"Project {project_id} has no default volume type of its own.")
 
 
 @rerun_when_contended

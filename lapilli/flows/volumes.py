@@ -18,7 +18,7 @@ from lapilli.domain import quotas as quota_rules, states
 from lapilli.domain.model import Attachment, Image, Operation, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Forbidden, InvalidInput, InvalidState, NotFound, PreconditionFailed
-from lapilli.flows import volume_tasks, volume_types
+from lapilli.flows import qos, volume_tasks, volume_types
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import GIB, backend_host
 from lapilli.store import quotas, records, tables
@@ -125,6 +125,8 @@ def plan_create(core: Core, context: Context, connection: sa.Connection, request
         "hints": request.scheduler_hints,
         "scope": None if context.is_admin else context.project_id,
     }
+    if kind.qos_specs_id is not None and (specs := qos.of_type(connection, kind.id)) is not None:
+        spec["qos"] = specs.specs  # for expressions of back ends
     return Plan(volume=_new_volume(context, request, sources, kind, size, zone), kind=kind, spec=spec)
 
 
@@ -191,6 +193,8 @@ def _type_for(
     if wanted is None and sources.image is not None:
         wanted = sources.image.properties.get("cinder_img_volume_type")
     kind = volume_types.resolve(connection, context, wanted, core.types)
+    if kind.encryption is not None:
+        raise InvalidInput(f"Type {kind.name} asks for encrypted volumes, and no key manager is configured.")
     if origin is not None and kind.id != origin.volume_type_id:
         _may_change_type(connection, records.get(connection, VolumeType, origin.volume_type_id), kind)
     return kind

@@ -144,6 +144,28 @@ volume_types = sa.Table(
     sa.Column("is_public", sa.Boolean, nullable=False),
     sa.Column("qos_specs_id", _ID),
     _map("extra_specs"),
+    sa.Column("encryption", sa.JSON(none_as_null=True)),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    sa.Index(None, "qos_specs_id"),
+)
+
+qos_specs = sa.Table(
+    "qos_specs",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("name", _NAME, nullable=False, unique=True),
+    sa.Column("consumer", text(16), nullable=False),
+    _map("specs"),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+)
+
+default_types = sa.Table(
+    "default_types",
+    METADATA,
+    sa.Column("project_id", _NAME, primary_key=True),
+    sa.Column("volume_type_id", _ID, nullable=False, index=True),
     _time("created_at", nullable=False),
     _time("updated_at"),
 )

@@ -6,12 +6,15 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec import structs
 
-from lapilli.domain.model import VolumeType
+from lapilli.domain.model import DefaultType, VolumeType
 from lapilli.store import records, tables
+from lapilli.store.upserts import put
 
 _types = tables.volume_types.c
 _access = tables.volume_type_access.c
+_defaults = tables.default_types.c
 
 
 def visible_to(project_id: str) -> sa.ColumnElement[bool]:
@@ -53,6 +56,39 @@ def _by_reference() -> sa.Select[Any]:
     return sa.select(tables.volume_types).where(sa.or_(_types.id == reference, _types.name == reference))
 
 
+def find_default(connection: sa.Connection, project_id: str, otherwise: str) -> VolumeType | None:
+    """A project's own default type, or else the one that `otherwise` names by id or name."""
+    wanted = {"reference": otherwise, "project": project_id}
+    rows = connection.execute(_default_or(), wanted).all()
+    found = [(row[-1], records.make(VolumeType, row[:-1])) for row in rows]
+    own = [each for belongs, each in found if belongs]
+    by_id = [each for _, each in found if each.id == otherwise]
+    return next(iter([*own, *by_id, *(each for _, each in found)]), None)
+
+
+@lru_cache(maxsize=1)
+def _default_or() -> sa.Select[Any]:
+    reference: sa.BindParameter[str] = sa.bindparam("reference")
+    own = (
+        sa.select(_defaults.volume_type_id).where(_defaults.project_id == sa.bindparam("project"))
+    ).scalar_subquery()
+    is_own = sa.func.coalesce(_types.id == own, sa.false())
+    return sa.select(tables.volume_types, is_own).where(
+        sa.or_(_types.id == reference, _types.name == reference, _types.id == own)
+    )
+
+
+def projects_with_default(connection: sa.Connection, identifier: str) -> list[str]:
+    """Projects whose default is the type."""
+    query = sa.select(_defaults.project_id).where(_defaults.volume_type_id == identifier)
+    return [row[0] for row in connection.execute(query.order_by(_defaults.project_id))]
+
+
+def put_default(connection: sa.Connection, chosen: DefaultType) -> None:
+    """Give a project its default type, or another one."""
+    put(connection, tables.default_types, [structs.asdict(chosen)], "volume_type_id", "updated_at")
+
+
 def locked(connection: sa.Connection, identifier: str) -> VolumeType | None:
     """A type by id, held against other writers until the transaction ends."""
     query = sa.select(tables.volume_types).where(_types.id == identifier).with_for_update()
@@ -87,3 +123,14 @@ def revoke(connection: sa.Connection, identifier: str, project_id: str | None = 
     if project_id is not None:
         statement = statement.where(_access.project_id == project_id)
     return connection.execute(statement).rowcount > 0
+
+
+def bound_to(connection: sa.Connection, specs_id: str) -> list[VolumeType]:
+    """Types that are bound to QoS specs, by name."""
+    return records.all_of(connection, VolumeType, _types.qos_specs_id == specs_id, order=_types.name)
+
+
+def unbind_all(connection: sa.Connection, specs_id: str) -> None:
+    """Free every type that is bound to QoS specs."""
+    statement = tables.volume_types.update().where(_types.qos_specs_id == specs_id)
+    connection.execute(statement.values(qos_specs_id=None, updated_at=records.now()))

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
 from lapilli.api.fields import (
+    MAX_INT,
     METADATA_KEY,
     NULLABLE_BOOL,
     NULLABLE_STR255,
@@ -123,7 +124,7 @@ def _publicity(text: str | None) -> list[Condition]:
 def show_default(call: Call) -> VolumeType:
     """Show the type of volumes that are created without one."""
     with call.core.store.read() as connection:
-        return flows.default(connection, call.core.types)
+        return flows.default(connection, call.core.types, call.context.project_id)
 
 
 @route.get("/types/{type_id}", rule=GET, returns=TYPE)
@@ -245,6 +246,93 @@ def update_spec(call: Call, type_id: str, key: str, specs: dict[str, str]) -> di
 def delete_spec(call: Call, type_id: str, key: str) -> None:
     """Remove one extra spec."""
     flows.delete_spec(call.core, _get(call, type_id), key)
+
+
+# --- encryption ------------------------------------------------------------------------------------------
+
+_ENCRYPTION = "/types/{type_id}/encryption"
+_LOCATION = Property({"type": "string", "enum": ["front-end", "back-end"]})
+_PROVIDER = Property({"type": "string", "minLength": 1, "maxLength": 255})
+_CIPHER = Property({"type": ["string", "null"], "minLength": 1, "maxLength": 255})
+_KEY_SIZE = Property(
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": MAX_INT},
+            {"type": "string", "pattern": "^[0-9]{1,9}$"},
+            {"type": "null"},
+        ]
+    },
+    convert=int,
+)
+
+
+@route.get(_ENCRYPTION, rule=rule("volume_extension:volume_type_encryption:get", ADMIN))
+def show_encryption(call: Call, type_id: str) -> dict[str, Any]:
+    """Show how volumes of a type are encrypted: nothing for one that is not."""
+    return _encryption(_get(call, type_id))
+
+
+@route.get(
+    "/types/{type_id}/encryption/{key}", rule=rule("volume_extension:volume_type_encryption:get", ADMIN)
+)
+def show_encryption_key(call: Call, type_id: str, key: str) -> dict[str, Any]:
+    """Show one value of a type's encryption."""
+    told = _encryption(_get(call, type_id))
+    if key not in told:
+        raise NotFound(f"The encryption of volume type {type_id} has no {key}.")
+    return {key: told[key]}
+
+
+@route.post(
+    _ENCRYPTION,
+    rule=rule("volume_extension:volume_type_encryption:create", ADMIN),
+    accepts=body(
+        "encryption",
+        provider=required(_PROVIDER),
+        control_location=required(_LOCATION),
+        cipher=_CIPHER,
+        key_size=_KEY_SIZE,
+    ),
+)
+def create_encryption(call: Call, type_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Let volumes of a type be encrypted."""
+    made = flows.encrypt(call.core, _get(call, type_id), wanted)
+    return {
+        "encryption": {**wanted, "volume_type_id": type_id, "encryption_id": made["encryption_id"]},
+    }
+
+
+@route.put(
+    "/types/{type_id}/encryption/{encryption_id}",
+    rule=rule("volume_extension:volume_type_encryption:update", ADMIN),
+    accepts=body(
+        "encryption", provider=_PROVIDER, control_location=_LOCATION, cipher=_CIPHER, key_size=_KEY_SIZE
+    ),
+)
+def update_encryption(
+    call: Call, type_id: str, _encryption_id: str, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """Change how volumes of a type are encrypted."""
+    flows.change_encryption(call.core, _get(call, type_id), wanted)
+    return {"encryption": wanted}
+
+
+@route.delete(
+    "/types/{type_id}/encryption/{encryption_id}",
+    rule=rule("volume_extension:volume_type_encryption:delete", ADMIN),
+    status=202,
+)
+def delete_encryption(call: Call, type_id: str, _encryption_id: str) -> None:
+    """Let volumes of a type be plain again."""
+    flows.change_encryption(call.core, _get(call, type_id), None)
+
+
+def _encryption(found: VolumeType) -> dict[str, Any]:
+    if found.encryption is None:
+        return {}
+    told = {key: found.encryption[key] for key in ("encryption_id", "provider", "cipher", "key_size")}
+    told |= {key: found.encryption[key] for key in ("control_location", "created_at", "updated_at")}
+    return {"volume_type_id": found.id, **told, "deleted": False, "deleted_at": None}
 
 
 # --- access ----------------------------------------------------------------------------------------------
