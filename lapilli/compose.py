@@ -9,7 +9,6 @@ import importlib
 import ipaddress
 import json
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ def state_file(config: Config, name: str) -> str:
 
 def host_of(config: Config) -> str:
     """This host's name in service and pool names."""
-    return config.read(ServiceOptions).host or socket.gethostname()
+    return config.read(ServiceOptions).hostname
 
 
 def start_logging(config: Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, cast, get_type_hints
@@ -155,3 +156,8 @@ class ServiceOptions:
     backend_stats_polling_interval: int = option(60, "Seconds between pool statistics.", minimum=3)
     log_file: str | None = option(None, "Log to this file instead of standard error.")
     log_level: str = option("INFO", "Lowest level logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+    @property
+    def hostname(self) -> str:
+        """This host's name in service and pool names."""
+        return self.host or socket.gethostname()

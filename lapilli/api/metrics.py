@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from lapilli.domain.model import Pool, Service
+from lapilli.flows import log_levels
 from lapilli.flows.core import Core
 from lapilli.store import metrics, quotas, records
 
@@ -39,12 +40,14 @@ def is_local(address: str | None, headers: Mapping[str, str]) -> bool:
 
 
 def report(core: Core) -> None:
-    """Begin to keep what this process counts where the others find it."""
+    """Begin to keep what this process counts where the others find it, and to log as they set."""
+    services = [(log_levels.API, core.service.hostname)]
 
     def loop() -> None:
         while not _stop.wait(PERIOD):
             try:
                 metrics.COUNTERS.flush(core.store, core.journal.owner)
+                log_levels.apply(core.store, services)
             except Exception:  # noqa: S112 - told by whoever needs the database for more than this
                 continue
 

@@ -57,7 +57,7 @@ _ROWS = (
     Microversion(29, "group-snapshot-lists", "Lists of group snapshots have filters and paging.", "later"),
     Microversion(30, "snapshot-sort-name", "Snapshots can be sorted by name."),
     Microversion(31, "configured-filters", "Filters are configurable; an unknown one is refused.", "edge"),
-    Microversion(32, "log-levels", "Log levels of services can be read and set.", "later"),
+    Microversion(32, "log-levels", "Log levels of services can be read and set."),
     Microversion(33, "resource-filters", "The configured filters can be listed."),
     Microversion(34, "like-filters", "Filters of the form key~=text find parts of a value."),
     Microversion(35, "pool-type-filter", "Pools can be filtered by volume_type."),

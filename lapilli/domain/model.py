@@ -177,6 +177,17 @@ class Service(Record, frozen=True, kw_only=True):
     updated_at: datetime | None = None
 
 
+class LogLevel(Record, frozen=True, kw_only=True):
+    """A level set for loggers of services that run; an empty binary or server means all of them."""
+
+    id: str  # binary/server/logger
+    binary: str
+    server: str
+    logger: str
+    level: str
+    set_at: datetime
+
+
 class Pool(Record, frozen=True, kw_only=True):
     """A pool with its latest statistics and with what placements have claimed of it (GiB).
 

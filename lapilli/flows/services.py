@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,12 @@ from lapilli.store.session import rerun_when_contended
 VOLUME = "cinder-volume"
 FROZEN = "frozen"
 _services = tables.services.c
+
+
+def is_up(core: Core, service: Service) -> bool:
+    """Whether the last heartbeat is recent."""
+    allowed = timedelta(seconds=core.service.service_down_time)
+    return service.heartbeat_at is not None and records.now() - service.heartbeat_at <= allowed
 
 
 def enable(core: Core, host: str, binary: str) -> None:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from lapilli.config import option
 from lapilli.domain.model import Export, Operation, Pool, Service, Volume
 from lapilli.errors import DatabaseContended, DatabaseUnavailable
+from lapilli.flows import log_levels
 from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.claims import HELD, LEASE
 from lapilli.flows.core import Core
@@ -152,6 +153,7 @@ class RoleService:
             (LEASE.total_seconds() / 3, self.core.journal.renew),
             (1.0, self.core.journal.watch),
             (2.0, self._count),
+            (2.0, self._set_log_levels),
             (float(self.core.service.report_interval), self._beat),
         )
 
@@ -182,6 +184,10 @@ class RoleService:
 
     def _count(self) -> None:
         metrics.COUNTERS.flush(self.core.store, self.core.journal.owner)
+
+    def _set_log_levels(self) -> None:
+        hosts = list(self.backends) or [self.host]
+        log_levels.apply(self.core.store, [(BINARIES[self.role], host) for host in hosts])
 
     def _forget(self) -> None:
         if self.role == "scheduler":

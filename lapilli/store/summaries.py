@@ -1,4 +1,4 @@
-"""Aggregates over volumes, computed by the database."""
+"""Aggregates over volumes and snapshots, computed by the database."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ def totals(connection: sa.Connection, conditions: Conditions) -> tuple[int, int]
     size = sa.func.coalesce(sa.func.sum(tables.volumes.c.size), 0)
     row = connection.execute(sa.select(sa.func.count(), size).where(*conditions)).one()
     return int(row[0]), int(row[1])
+
+
+def on_host(connection: sa.Connection, host: str) -> dict[str, list[int]]:
+    """What a project has on a host: volumes, their GiB, snapshots, their GiB."""
+    volumes, snapshots = tables.volumes.c, tables.snapshots.c
+    there = sa.or_(volumes.host == host, volumes.host.startswith(f"{host}#", autoescape=True))
+    found: dict[str, list[int]] = {}
+    of_volumes = sa.select(volumes.project_id, sa.func.count(), sa.func.sum(volumes.size))
+    of_snapshots = sa.select(snapshots.project_id, sa.func.count(), sa.func.sum(snapshots.size)).join_from(
+        tables.snapshots, tables.volumes, snapshots.volume_id == volumes.id
+    )
+    for place, query in ((0, of_volumes), (2, of_snapshots)):
+        grouped = query.where(there).group_by(query.selected_columns[0])
+        for project, count, size in connection.execute(grouped):
+            found.setdefault(project, [0, 0, 0, 0])[place : place + 2] = int(count), int(size)
+    return found
 
 
 def metadata_values(connection: sa.Connection, conditions: Conditions) -> dict[str, list[str]]:

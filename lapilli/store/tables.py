@@ -221,6 +221,17 @@ services = sa.Table(
     sa.UniqueConstraint("host", "binary", name="uq_services_host_binary"),
 )
 
+log_levels = sa.Table(
+    "log_levels",
+    METADATA,
+    sa.Column("id", text(600), primary_key=True),
+    sa.Column("binary", text(32), nullable=False),
+    sa.Column("server", _NAME, nullable=False),
+    sa.Column("logger", _NAME, nullable=False),
+    sa.Column("level", text(16), nullable=False),
+    _time("set_at", nullable=False),
+)
+
 pools = sa.Table(
     "pools",
     METADATA,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
@@ -33,12 +32,6 @@ _TEXT = {"type": ["string", "null"]}
 # --- services --------------------------------------------------------------------------------------------
 
 
-def is_up(call: Call, service: Service) -> bool:
-    """Whether the last heartbeat is recent."""
-    allowed = timedelta(seconds=call.core.service.service_down_time)
-    return service.heartbeat_at is not None and records.now() - service.heartbeat_at <= allowed
-
-
 def _of_volume(name: str) -> Any:
     def read(item: Service, _look: Look) -> Any:
         return getattr(item, name) if item.binary == flows.VOLUME else OMIT
@@ -56,7 +49,7 @@ SERVICE = view(
     field("host", schema=_STRING),
     field("zone", "availability_zone", _STRING),
     field("status", lambda item, _look: "disabled" if item.disabled else "enabled", _STRING),
-    field("state", lambda item, look: "up" if is_up(look.call, item) else "down", _STRING),
+    field("state", lambda item, look: "up" if flows.is_up(look.call.core, item) else "down", _STRING),
     field("updated_at", lambda item, _look: timestamp(item.heartbeat_at or item.updated_at), _TEXT),
     field("disabled_reason", schema=_TEXT),
     field("cluster", lambda _item, _look: None, _TEXT, since="3.7"),
@@ -258,7 +251,7 @@ def _pools(call: Call) -> list[Pool]:
         if service.binary == flows.VOLUME
         and not service.disabled
         and not service.frozen
-        and is_up(call, service)
+        and flows.is_up(call.core, service)
     }
     with call.core.store.read() as connection:
         found = records.all_of(connection, Pool)
