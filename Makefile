@@ -28,6 +28,10 @@ demo: venv ## Run the main job on real parts: image, volume, iSCSI, a guest boot
 serve: venv ## Run the service on 127.0.0.1:8776 with the demo's image in it, until Ctrl-C
 	@$(bin)/python demo/serve
 
+.PHONY: cloud
+cloud: venv ## Run a Keystone and a Glance to try the service with, until Ctrl-C (root, Debian)
+	@$(bin)/python -m tests.clouds
+
 ##### test it
 
 .PHONY: test
