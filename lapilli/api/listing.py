@@ -115,6 +115,7 @@ class Listing(Generic[R]):
         counted: str | None,
         since: str | None,
         like: str | None,
+        paged: str | None,
     ) -> None:
         self.kind = kind
         self.key = key
@@ -127,6 +128,7 @@ class Listing(Generic[R]):
         self.counted = minor(counted, MAX_INT) if counted else MAX_INT
         self.since = minor(since, 0)
         self.like = minor(like, MAX_INT) if like else MAX_INT
+        self.paged = MAX_INT if paged == "never" else minor(paged, 0)
         self.table = records.table_of(kind)
         secret = {*hidden, "fault", "previous_status"}
         self.columns = {
@@ -148,6 +150,9 @@ class Listing(Generic[R]):
         if call.version >= self.since:
             told = dict(call.params)
         limit, offset = self._limits(call, told)
+        if call.version < self.paged:
+            told = {key: text for key, text in told.items() if key not in _PAGING}
+            limit = limit or call.options.osapi_max_limit
         sort = self._sort(call, told)
         wants_count = self._wants_count(call, told)
         empty = not self._narrow(call, told, where)
@@ -206,7 +211,7 @@ class Listing(Generic[R]):
                 (told.get("sort_key", "").strip() or "created_at", told.get("sort_dir", "").strip() or "desc")
             )
         told_order = [(self._sort_column(call, key), _direction(word)) for key, word in pairs]
-        implied = told_order[0][1] if told_order else "desc"
+        implied = told_order[0][1] if told_order else ("desc" if call.version >= self.paged else "asc")
         used: dict[str, str] = {}  # a column that is named again changes nothing
         for name, direction in told_order:
             used.setdefault(name, direction)
@@ -288,7 +293,7 @@ class Listing(Generic[R]):
             raise NotFound(f"Marker {marker} could not be found.")
 
     def _links(self, call: Call, items: list[R], limit: int, count: int) -> list[dict[str, str]]:
-        if self.links_key is None or not items or not limit <= count:
+        if self.links_key is None or not items or not limit <= count or call.version < self.paged:
             return []
         key = next(iter(self.table.primary_key.columns)).name
         params = {**call.params, "marker": getattr(items[-1], key)}
@@ -314,6 +319,7 @@ def listing(
     counted: str | None = None,
     since: str | None = None,
     like: str | None = "3.34",
+    paged: str | None = None,
 ) -> Listing[R]:
     """Declare how a collection is listed.
 
@@ -329,6 +335,8 @@ def listing(
     counted      microversion from which `with_count` works
     since        microversion from which paging, sorting and filters work
     like         microversion from which `key~` works, None for never
+    paged        microversion from which marker and sort work ("never"); before it, oldest first, a limit of 0
+                 is none
     """
     return Listing(
         kind,
@@ -346,6 +354,7 @@ def listing(
         counted=counted,
         since=since,
         like=like,
+        paged=paged,
     )
 
 

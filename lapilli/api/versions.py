@@ -80,11 +80,11 @@ _ROWS = (
     Microversion(52, "type-extra-specs-filter", "Types can be filtered by extra specs."),
     Microversion(53, "strict-volumes", "Creating and updating volumes refuses unknown keys."),
     Microversion(54, "attachment-mode", "Attachment create takes a mode."),
-    Microversion(55, "transfer-snapshots", "Transfers move snapshots too.", "later"),
+    Microversion(55, "transfer-snapshots", "Transfers move snapshots too."),
     Microversion(56, "backup-user", "Backups show user_id to administrators.", "later"),
-    Microversion(57, "transfer-history", "Transfers tell both projects.", "later"),
+    Microversion(57, "transfer-history", "Transfers tell both projects."),
     Microversion(58, "group-project", "Groups show their project to administrators.", "later"),
-    Microversion(59, "transfer-paging", "Lists of transfers have paging.", "later"),
+    Microversion(59, "transfer-paging", "Lists of transfers have paging."),
     Microversion(60, "time-filters", "Volumes can be filtered by comparisons of times."),
     Microversion(61, "cluster-name", "Volumes show cluster_name to administrators."),
     Microversion(62, "default-types", "A project can have its own default type."),
@@ -95,7 +95,7 @@ _ROWS = (
     Microversion(67, "no-project-id", "URLs may leave the project id out.", "edge"),
     Microversion(68, "reimage", "A volume can be written anew from an image.", "later"),
     Microversion(69, "shared-targets-null", "shared_targets may be null."),
-    Microversion(70, "encrypted-transfer", "Encrypted volumes can be transferred.", "later"),
+    Microversion(70, "encrypted-transfer", "Encrypted volumes can be transferred."),
     Microversion(71, "extend-completion", "The compute service ends an extend that it was told of.", "later"),
 )
 TABLE: dict[int, Microversion] = {row.minor: row for row in _ROWS}

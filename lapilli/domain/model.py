@@ -101,6 +101,23 @@ class Attachment(Record, frozen=True, kw_only=True):
     updated_at: datetime | None = None
 
 
+class Transfer(Record, frozen=True, kw_only=True):
+    """A volume on offer to whoever has the key, of which only a salted hash is kept.
+
+    `project_id` is the donor's. The row goes when the offer is accepted or taken back.
+    """
+
+    id: str
+    volume_id: str
+    project_id: str
+    name: str | None = None
+    no_snapshots: bool = False
+    salt: str
+    key_hash: str
+    created_at: datetime
+    updated_at: datetime | None = None
+
+
 class Export(Record, frozen=True, kw_only=True):
     """What a target serves for a volume. `data` is public; `secret` never leaves the store and the target."""
 

@@ -219,7 +219,8 @@ def create(
     )
     row = transition("volume", "hold_shared" if volume.multiattach else "hold")
     with core.store.write(durable=True) as connection:
-        fresh = records.get(connection, Volume, volume.id, lock="update")
+        # of that project still: it may have been transferred since it was looked up
+        fresh = records.get(connection, Volume, volume.id, project_id=volume.project_id, lock="update")
         if "error" in fresh.status:
             raise InvalidState(f"Invalid volume: it is in status {fresh.status}.")
         same_server = instance_id is not None and any(
@@ -361,6 +362,8 @@ def _run(core: Core, context: Context, volume: Volume, kind: str, args: dict[str
     listening = core.journal.listen(operation_id)
     try:
         with core.store.write() as connection:
+            # locked, and of that project still: it may have been transferred since it was looked up
+            records.get(connection, Volume, volume.id, project_id=volume.project_id, lock="update")
             row = core.journal.submit(
                 connection,
                 kind,

@@ -18,6 +18,10 @@ class VolumeOptions:
     cloned_volume_same_az: bool = option(True, "A clone stays in its source's zone.")
     snapshot_same_host: bool = option(True, "A volume from a snapshot stays in the snapshot's pool.")
     enable_force_upload: bool = option(False, "Let volumes in use be uploaded with force.")
+    volume_transfer_salt_length: int = option(
+        8, "Characters of the salt of a transfer's key.", minimum=8, maximum=64
+    )
+    volume_transfer_key_length: int = option(16, "Characters of a transfer's key.", minimum=16, maximum=255)
     message_ttl: int = option(2592000, "Seconds that user messages are kept.", minimum=1)
     report_discard_supported: bool = option(False, "Tell initiators that discard works.")
     attach_timeout: int = option(60, "Seconds an API call waits for an export.", minimum=1)

@@ -376,7 +376,7 @@ def forget_volume(options: quota_rules.QuotaOptions, connection: sa.Connection, 
         quotas.charge(connection, options, volume.project_id, back)
     if volume.host:
         claim_capacity(connection, volume.host, -volume.size, volumes=-1)
-    for table in (tables.exports, tables.connections, tables.attachments):
+    for table in (tables.exports, tables.connections, tables.attachments, tables.transfers):
         connection.execute(table.delete().where(table.c.volume_id == volume.id))
 
 

@@ -19,6 +19,7 @@ from lapilli.domain.model import Attachment, Image, Operation, Service, Snapshot
 from lapilli.domain.states import transition
 from lapilli.errors import Forbidden, InvalidInput, InvalidState, NotFound, PreconditionFailed
 from lapilli.flows import qos, volume_tasks, volume_types
+from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import GIB, backend_host
 from lapilli.store import quotas, records, tables
@@ -39,6 +40,20 @@ NOT_MIGRATING: Guard = (
 )
 NOT_ATTACHED: Guard = (_volume.attach_status != "attached", "it is attached")
 NOT_IN_GROUP: Guard = (_volume.group_id.is_(None), "it belongs to a group")
+NOT_CONNECTED: Guard = (
+    ~sa.select(tables.connections.c.volume_id)
+    .where(tables.connections.c.volume_id == _volume.id)
+    .correlate(tables.volumes)
+    .exists(),
+    "it is connected",
+)
+IDLE: Guard = (
+    ~sa.select(tables.operations.c.id)
+    .where(tables.operations.c.lane == _volume.id, tables.operations.c.state.in_(UNFINISHED))
+    .correlate(tables.volumes)
+    .exists(),
+    "an operation on it is under way",
+)
 NO_SNAPSHOTS: Guard = (
     ~sa.select(_snapshot.id).where(_snapshot.volume_id == _volume.id).correlate(tables.volumes).exists(),
     "it has snapshots",

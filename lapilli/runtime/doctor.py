@@ -20,6 +20,7 @@ from lapilli.domain.model import (
     Operation,
     Pool,
     Snapshot,
+    Transfer,
     Volume,
     VolumeType,
 )
@@ -56,6 +57,7 @@ class Doctor:
             self.exports = {each.volume_id: each for each in records.all_of(connection, Export)}
             self.connections = records.all_of(connection, Connection)
             self.pools = records.all_of(connection, Pool)
+            self.transfers = records.all_of(connection, Transfer)
             self.types = {each.id: each.name for each in records.all_of(connection, VolumeType)}
             condition = tables.operations.c.state.in_(UNFINISHED)
             self.operations = records.all_of(connection, Operation, condition)
@@ -63,7 +65,7 @@ class Doctor:
 
     def examine(self) -> list[Difference]:
         """Every difference."""
-        found = [*self._stuck(), *self._quotas(), *self._pools(), *self._connections()]
+        found = [*self._stuck(), *self._quotas(), *self._pools(), *self._connections(), *self._offers()]
         for backend in self.backends:
             found += [*self._stored(backend), *self._served(backend)]
         return found
@@ -143,6 +145,24 @@ class Doctor:
                 )
             elif not each.holder.startswith("connector:") and each.holder not in self.attachments:
                 yield Difference(f"a connection of attachment {each.holder} is recorded, but that is gone")
+
+    def _offers(self) -> Iterable[Difference]:
+        offered = {each.volume_id for each in self.transfers}
+        for each in self.volumes.values():
+            if each.status == "awaiting-transfer" and each.id not in offered:
+                yield Difference(f"volume {each.id} is awaiting-transfer, but nobody is offered it")
+        for transfer in self.transfers:
+            volume = self.volumes.get(transfer.volume_id)
+            if volume is None or volume.status != "awaiting-transfer":
+                state = "gone" if volume is None else volume.status
+                yield Difference(
+                    f"transfer {transfer.id} offers volume {transfer.volume_id}, which is {state}",
+                    partial(self._withdraw, transfer.id),
+                )
+
+    def _withdraw(self, transfer_id: str) -> None:
+        with self.core.store.write(durable=True) as connection:
+            records.delete(connection, Transfer, transfer_id)
 
     def _stored(self, backend: Backend) -> Iterable[Difference]:
         here = {

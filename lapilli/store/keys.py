@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lapilli.domain.model import Attachment, Record, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Attachment, Record, Snapshot, Transfer, Volume, VolumeType
 from lapilli.errors import LapilliError
 from lapilli.store import records, tables
 from lapilli.store.session import Store
@@ -20,7 +20,9 @@ from lapilli.store.session import Store
 KEPT = timedelta(hours=24)
 
 _table = tables.idempotency_keys
-_MADE: dict[str, type[Record]] = {each.__name__: each for each in (Volume, Snapshot, Attachment, VolumeType)}
+_MADE: dict[str, type[Record]] = {
+    each.__name__: each for each in (Volume, Snapshot, Attachment, Transfer, VolumeType)
+}
 
 
 class KeyTaken(LapilliError):

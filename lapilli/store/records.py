@@ -27,6 +27,7 @@ from lapilli.domain.model import (
     Record,
     Service,
     Snapshot,
+    Transfer,
     Volume,
     VolumeType,
 )
@@ -41,6 +42,7 @@ TABLES: dict[type[Record], sa.Table] = {
     Volume: tables.volumes,
     Snapshot: tables.snapshots,
     Attachment: tables.attachments,
+    Transfer: tables.transfers,
     Export: tables.exports,
     Connection: tables.connections,
     VolumeType: tables.volume_types,
@@ -58,6 +60,7 @@ _NAMES: dict[type[Record], str] = {
     Volume: "volume",
     Snapshot: "snapshot",
     Attachment: "attachment",
+    Transfer: "transfer",
     VolumeType: "volume type",
     QosSpecs: "QoS specs",
     DefaultType: "default type of project",

@@ -114,6 +114,21 @@ attachments = sa.Table(
     sa.Index(None, "project_id", "created_at", "id"),
 )
 
+transfers = sa.Table(
+    "transfers",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("volume_id", _ID, nullable=False, index=True),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("name", _NAME),
+    sa.Column("no_snapshots", sa.Boolean, nullable=False),
+    sa.Column("salt", text(64), nullable=False),
+    sa.Column("key_hash", text(64), nullable=False),
+    _time("created_at", nullable=False),
+    _time("updated_at"),
+    sa.Index(None, "project_id", "created_at", "id"),
+)
+
 exports = sa.Table(
     "exports",
     METADATA,

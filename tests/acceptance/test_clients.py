@@ -118,6 +118,27 @@ def test_openstack_sources(cli: OpenStack, version: str, content: bytes) -> None
 
 
 @both
+def test_openstack_transfer(cli: OpenStack, version: str) -> None:
+    """A volume is offered, and taken by who knows the key."""
+    made = cli.json("volume", "create", "--size", "1", "gift")
+    cli.wait("volume", "show", "gift")
+    offered = cli.json("volume", "transfer", "request", "create", "--name", "offer", "gift")
+    assert offered["volume_id"] == made["id"]
+    assert cli.json("volume", "show", "gift")["status"] == "awaiting-transfer"
+    (listed,) = cli.json("volume", "transfer", "request", "list")
+    assert (listed["ID"], listed["Name"], listed["Volume"]) == (offered["id"], "offer", made["id"])
+    cli.run("volume", "transfer", "request", "delete", offered["id"])
+    cli.wait("volume", "show", "gift")
+    offered = cli.json("volume", "transfer", "request", "create", "gift")
+    assert cli.json("volume", "transfer", "request", "show", offered["id"])["volume_id"] == made["id"]
+    key = offered["auth_key"]
+    cli.run("volume", "transfer", "request", "accept", "--auth-key", key, offered["id"])
+    assert cli.json("volume", "show", "gift")["status"] == "available"
+    cli.run("volume", "delete", "gift")
+    until(lambda: not cli.json("volume", "list"))
+
+
+@both
 def test_openstack_operators(cli: OpenStack, version: str) -> None:
     """Types, services, pools, zones."""
     cli.run("volume", "type", "create", "--public", "--property", "volume_backend_name=filepool", "gold")

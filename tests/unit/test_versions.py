@@ -40,7 +40,13 @@ def windows() -> Iterator[tuple[str, int, int]]:
                     yield f"{module.__name__}.{name} {each.name}", each.since, each.until
             elif isinstance(value, Listing):
                 where = f"{module.__name__}.{name}"
-                for first in (value.since, value.counted, value.like, *value.sort_since.values()):
+                for first in (
+                    value.since,
+                    value.counted,
+                    value.like,
+                    value.paged,
+                    *value.sort_since.values(),
+                ):
                     yield where, first, NEWEST
                 for entry in value.filters.values():
                     yield f"{where} {entry.name}", entry.since, NEWEST
