@@ -25,6 +25,7 @@ from lapilli.flows.definitions import DEADLINE, Backend, Task, deadlines
 from lapilli.flows.owners import owner_is_dead, owner_name
 from lapilli.store import records, tables
 from lapilli.store.session import Store
+from lapilli.store.types import words
 
 if TYPE_CHECKING:
     from lapilli.flows.core import Core
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LEASE = timedelta(seconds=15)
 UNFINISHED = ("queued", "running", "reverting")
 HELD = ("running", "reverting")
+HELD_WORDS, UNFINISHED_WORDS = words(*HELD), words(*UNFINISHED)  # the same for statements
 _op = tables.operations.c
 
 
@@ -87,6 +89,14 @@ class Work:
         with self.core.store.write(durable=durable) as connection:
             self.fence(connection)
             yield connection
+
+    def hold(self, connection: sa.Connection) -> None:
+        """Lock the operation's row, first of all that a transaction locks. Raises `LeaseLost`.
+
+        SQLite has one writer: there it is enough that the transaction ends with a fenced write.
+        """
+        if not self.core.store.is_sqlite:
+            self.fence(connection)
 
     def fence(self, connection: sa.Connection, **changes: Any) -> None:
         """Write to the operation's row under the claim number. Raises `LeaseLost`."""
@@ -268,13 +278,13 @@ def _claimable(role: str) -> sa.Select[Any]:
         other.c.created_at < _op.created_at,
         sa.and_(other.c.created_at == _op.created_at, other.c.id < _op.id),
     )
-    held = other.c.state.in_(HELD)
+    held = other.c.state.in_(HELD_WORDS)
     lane_is_busy = (
         sa.select(other.c.id)
         .where(
             other.c.lane == _op.lane,
             other.c.id != _op.id,
-            other.c.state.in_(UNFINISHED),
+            other.c.state.in_(UNFINISHED_WORDS),
             sa.or_(
                 sa.and_(held, other.c.owner.is_not(None)),
                 sa.and_(_op.state == "queued", sa.or_(held, earlier)),
@@ -284,7 +294,7 @@ def _claimable(role: str) -> sa.Select[Any]:
         .exists()
     )
     conditions = [
-        _op.state.in_(UNFINISHED),
+        _op.state.in_(UNFINISHED_WORDS),
         _op.role == role,
         sa.or_(_op.lease_until.is_(None), _op.lease_until <= sa.bindparam("moment")),
         ~lane_is_busy,
@@ -305,7 +315,7 @@ def _fenced(names: tuple[str, ...]) -> sa.Update:
     """A write to an operation's row that only succeeds under the claim number, per set of columns."""
     return (
         tables.operations.update()
-        .where(_op.id == sa.bindparam("op"), _op.claim == sa.bindparam("mine"), _op.state.in_(HELD))
+        .where(_op.id == sa.bindparam("op"), _op.claim == sa.bindparam("mine"), _op.state.in_(HELD_WORDS))
         .values({name: sa.bindparam(f"new_{name}") for name in names})
     )
 

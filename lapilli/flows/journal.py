@@ -32,7 +32,7 @@ from lapilli.errors import (
     LeaseLost,
     StorageError,
 )
-from lapilli.flows.claims import HELD, UNFINISHED, Claims, Work
+from lapilli.flows.claims import HELD, UNFINISHED_WORDS, Claims, Work
 from lapilli.flows.definitions import KINDS, Backend, Postponed, RecordTask, Task
 from lapilli.ports.bus import Bus, Subscription
 from lapilli.store import records, tables
@@ -302,7 +302,7 @@ class Journal(Claims):
         noted, timed = dict(work.results), len(work.timings)
         try:
             with self.store.write() as connection:
-                work.fence(connection)
+                work.hold(connection)
                 while step < len(tasks) and isinstance(task := tasks[step], RecordTask):
                     work.task, work.began, work.clock = task, records.now(), time.monotonic()
                     task.record(work, connection)
@@ -469,7 +469,9 @@ def topic(role: str, host: str | None) -> str:
 def _lane_waits() -> sa.Select[Any]:
     return (
         sa.select(_op.role, _op.host)
-        .where(_op.lane == sa.bindparam("lane"), _op.state.in_(UNFINISHED), _op.id != sa.bindparam("op"))
+        .where(
+            _op.lane == sa.bindparam("lane"), _op.state.in_(UNFINISHED_WORDS), _op.id != sa.bindparam("op")
+        )
         .order_by(_op.created_at, _op.id)
         .limit(1)
     )

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -68,11 +69,22 @@ def claim_capacity(
     With `judged` only while that much is allocated: False when another scheduler was faster, so that the
     pool must be judged anew.
     """
-    statement = tables.pools.update().where(_pool.name == pool)
+    values = {"pool": pool, "gib": gib, "more": volumes}
     if judged is not None:
-        statement = statement.where(_pool.allocated_gb == judged)
-    changes = {"allocated_gb": _pool.allocated_gb + gib, "volumes": _pool.volumes + volumes}
-    return connection.execute(statement.values(changes)).rowcount > 0
+        values["judged"] = judged
+    return connection.execute(_claim_capacity(judged is not None), values).rowcount > 0
+
+
+@lru_cache(maxsize=2)
+def _claim_capacity(guarded: bool) -> sa.Update:
+    statement = tables.pools.update().where(_pool.name == sa.bindparam("pool"))
+    if guarded:
+        statement = statement.where(_pool.allocated_gb == sa.bindparam("judged"))
+    changes = {
+        "allocated_gb": _pool.allocated_gb + sa.bindparam("gib"),
+        "volumes": _pool.volumes + sa.bindparam("more"),
+    }
+    return statement.values(changes)
 
 
 def candidates(connection: sa.Connection, down_after: int) -> list[placement.Candidate]:

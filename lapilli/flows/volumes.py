@@ -115,7 +115,7 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
         limits = quotas.in_force(connection, core.quota, context.project_id)
         quota_rules.check_volume_size(size, limits)
         deltas = quota_rules.volume_deltas(size, kind.name)
-        quotas.charge(connection, core.quota, context.project_id, deltas)
+        quotas.charge(connection, core.quota, context.project_id, deltas, limits=limits)
         records.insert(connection, volume)
         row = core.journal.submit(
             connection, "volume.create", context, volume.id, role="scheduler", args=args
@@ -427,7 +427,7 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
             "consumes_quota": volume.consumes_quota,
         }
         deltas = volume_tasks.growth_of(args, type_name)
-        quotas.charge(connection, core.quota, volume.project_id, deltas, reserve=True)
+        quotas.charge(connection, core.quota, volume.project_id, deltas, limits=limits, reserve=True)
         submitted = core.journal.submit(
             connection, "volume.extend", context, volume.id, role="scheduler", args=args
         )

@@ -23,6 +23,19 @@ _TYPE_NAMES = sa.select(tables.volume_types.c.name)
 
 
 @lru_cache(maxsize=1)
+def _select_in_force() -> sa.Select[Any]:
+    """What the class `default` says, then what the project's own rows say."""
+    inherited = sa.select(_classes.resource, _classes.hard_limit, sa.literal(0).label("rank")).where(
+        _classes.class_name == sa.bindparam("name")
+    )
+    own = sa.select(_limits.resource, _limits.hard_limit, sa.literal(1)).where(
+        _limits.project_id == sa.bindparam("project")
+    )
+    told = inherited.union_all(own).subquery()
+    return sa.select(told.c.resource, told.c.hard_limit).order_by(told.c.rank)
+
+
+@lru_cache(maxsize=1)
 def _select_limits() -> sa.Select[Any]:
     return sa.select(_limits.resource, _limits.hard_limit).where(
         _limits.project_id == sa.bindparam("project")
@@ -67,8 +80,8 @@ def limits(connection: sa.Connection, options: QuotaOptions, project_id: str) ->
 def in_force(connection: sa.Connection, options: QuotaOptions, project_id: str) -> dict[str, int]:
     """As `limits`, but unlimited per-type resources are left out: enough to judge a change."""
     found = options.defaults()
-    found |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": "default"})}
-    found |= {row[0]: row[1] for row in connection.execute(_select_limits(), {"project": project_id})}
+    asked = {"name": "default", "project": project_id}
+    found |= {row[0]: row[1] for row in connection.execute(_select_in_force(), asked)}
     return found
 
 
@@ -95,15 +108,17 @@ def charge(
     project_id: str,
     deltas: Mapping[str, int],
     *,
+    limits: Mapping[str, int] | None = None,
     reserve: bool = False,
 ) -> None:
     """Take (or with negative deltas give back) quota; raises `OverQuota`: then roll back.
 
-    With `reserve` the figures go to `reserved` until `settle` decides.
+    `limits` are those in force, where the caller knows them already. With `reserve` the figures go to
+    `reserved` until `settle` decides.
     """
     held = usages(connection, project_id, hold=deltas)
     if any(delta > 0 for delta in deltas.values()):
-        check(deltas, in_force(connection, options, project_id), held)
+        check(deltas, in_force(connection, options, project_id) if limits is None else limits, held)
     _add(connection, project_id, {n: (0, d) if reserve else (d, 0) for n, d in deltas.items()})
 
 

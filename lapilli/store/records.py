@@ -317,24 +317,38 @@ def leave(
     Returns False when the resource is not in the `during` status any more (the administrator has reset it,
     or this end was already written): nothing changes then. A GONE end removes the row.
     """
-    kind = RESOURCES[row.resource]
-    table = TABLES[kind]
+    statement, end = _leaving(row, outcome, tuple(changes))
+    values: dict[str, Any] = {"key": identifier}
+    if end != states.GONE:
+        values |= {"moment": now(), **{f"new_{name}": value for name, value in changes.items()}}
+    if end == states.RECOMPUTED:
+        if connection.dialect.name != "sqlite":  # whoever changes attachments holds the row
+            connection.execute(_by_key(RESOURCES[row.resource], "update"), {"key": identifier})
+        values["end"] = summary_of(connection, identifier)[0]
+    return connection.execute(statement, values).rowcount > 0
+
+
+@lru_cache(maxsize=256)
+def _leaving(
+    row: states.Transition, outcome: str, names: tuple[str, ...]
+) -> tuple[sa.Update | sa.Delete, str]:
+    """(the statement that ends an action, the end that the table names), per set of columns."""
+    table = TABLES[RESOURCES[row.resource]]
     column = table.c[_STATUS[row.resource]]
-    guards = [table.c.id == identifier]
+    guards = [table.c.id == sa.bindparam("key")]
     if row.during:
         guards.append(column == row.during)
     end = row.ends_as(outcome)
     if end == states.GONE:
-        return connection.execute(table.delete().where(*guards)).rowcount > 0
+        return table.delete().where(*guards), end
     value: Any = end
     if end == states.BACK:
         value = table.c.previous_status
     elif end == states.RECOMPUTED:
-        if connection.dialect.name != "sqlite":  # whoever changes attachments holds the row
-            connection.execute(_by_key(kind, "update"), {"key": identifier})
-        value = summary_of(connection, identifier)[0]
-    values = {column.name: value, "updated_at": now(), **changes}
-    return connection.execute(table.update().where(*guards).values(**values)).rowcount > 0
+        value = sa.bindparam("end")
+    values = {column.name: value, "updated_at": sa.bindparam("moment")}
+    values |= {name: sa.bindparam(f"new_{name}") for name in names}
+    return table.update().where(*guards).values(values), end
 
 
 def summary_of(connection: sa.Connection, volume_id: str) -> tuple[str, str]:

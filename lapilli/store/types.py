@@ -41,6 +41,11 @@ ONE_PER_LANE = (
 )
 
 
+def words(*given: str) -> list[sa.ColumnElement[str]]:
+    """Fixed words for `in_`, written into the statement: parameters would be spelt out at each execution."""
+    return [sa.literal_column(f"'{each}'", sa.String) for each in given]
+
+
 def text(length: int) -> sa.types.TypeEngine[str]:
     """Text of a length, ordered by its bytes whatever the database's locale is."""
     return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
