@@ -21,6 +21,8 @@ ACTIONS = {
     "014": "delete backup",
     "015": "restore backup",
     "016": "write an image over the volume",
+    # of our own, where the standard has none
+    "101": "change the type of the volume",
 }
 
 DETAILS = {

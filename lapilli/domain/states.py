@@ -43,6 +43,7 @@ volume     | delete                | available error error_extending error_manag
 volume     | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting  | volume.delete
 volume     | extend                | available                                                      | extending   | (back)            | error_extending | volume.resize
 volume     | extend_attached       | in-use                                                         | extending   | (back)            | error_extending | volume.resize
+volume     | retype                | available in-use                                               | retyping    | (back)            | (back)          | volume.retype
 volume     | upload                | available                                                      | uploading   | (recomputed)      | (recomputed)    | volume.upload
 volume     | upload_attached       | available in-use                                               | uploading   | (recomputed)      | (recomputed)    | volume.upload
 volume     | transfer              | available                                                      | -           | awaiting-transfer | (back)          | volume.transfer.create

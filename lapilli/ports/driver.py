@@ -115,6 +115,18 @@ class ImageCache(Protocol):
 
 
 @runtime_checkable
+class Retyping(Protocol):
+    """Optional: give a volume another type where it is, also while it is attached."""
+
+    def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
+        """Change what the back end keeps of the type; False when the volume must be moved for that.
+
+        `changes` are old and new value of each extra spec that differs, and of each key of QoS specs with
+        `qos:` before it. Undone by the same call with the values exchanged.
+        """
+
+
+@runtime_checkable
 class OwnFunctions(Protocol):
     """Optional: expressions for the scheduler that hold where the configuration names none."""
 

@@ -27,6 +27,7 @@ from lapilli.domain.model import (
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
+from lapilli.flows.retype import reserved_of
 from lapilli.flows.volume_tasks import backend_host, growth_of, reference
 from lapilli.ports.driver import SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
@@ -93,6 +94,9 @@ class Doctor:
             if operation.kind == "volume.extend":
                 cost = growth_of(operation.args, self.types[operation.args["volume_type_id"]])
                 kept.setdefault(operation.args["project_id"], Counter()).update(cost)
+            elif operation.kind == "volume.retype":
+                for project, cost in reserved_of(operation.args, self.types).items():
+                    kept.setdefault(project, Counter()).update(cost)
         with self.core.store.read() as connection:
             rows = connection.execute(sa.select(tables.quota_usages)).all()
         held = {(row.project_id, row.resource): (row.in_use, row.reserved) for row in rows}

@@ -128,6 +128,12 @@ def settle(connection: sa.Connection, project_id: str, deltas: Mapping[str, int]
     _add(connection, project_id, {n: (d if commit else 0, -d) for n, d in deltas.items()})
 
 
+def shift(connection: sa.Connection, project_id: str, deltas: Mapping[str, int]) -> None:
+    """Change what is in use without judging it: for what moves between counters."""
+    usages(connection, project_id, hold=deltas)
+    _add(connection, project_id, {n: (d, 0) for n, d in deltas.items()})
+
+
 def _add(connection: sa.Connection, project_id: str, changes: Mapping[str, tuple[int, int]]) -> None:
     rows = [
         {"p": project_id, "r": name, "used": used, "kept": kept} for name, (used, kept) in changes.items()

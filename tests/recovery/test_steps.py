@@ -32,10 +32,10 @@ from lapilli import compose
 from lapilli.config import Config
 from lapilli.context import Context
 from lapilli.domain import states
-from lapilli.domain.model import Attachment, Export, Operation, Snapshot, Volume
+from lapilli.domain.model import Attachment, Export, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.quotas import Usage
 from lapilli.errors import Busy, StorageError
-from lapilli.flows import attachments, snapshots, volumes
+from lapilli.flows import attachments, retype, snapshots, volume_types, volumes
 from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.definitions import KINDS, RecordTask
@@ -63,7 +63,8 @@ SERVER = "11111111-2222-3333-4444-555555555555"
 WORDS = b"what the guest wrote"
 UNTIL = 30.0  # seconds for a worker to find nothing left to do
 _DRIVER = (
-    "create create_from_snapshot clone delete extend create_snapshot delete_snapshot clone_cached keep_cached"
+    "create create_from_snapshot clone delete extend create_snapshot delete_snapshot "
+    "clone_cached keep_cached retype"
 )
 
 
@@ -242,6 +243,8 @@ class House:
             held = [each.holder for volume in made for each in holders(connection, volume.id)]
         return {
             "volumes": {each.id: each.status for each in made},
+            "type_ids": {each.name: each.id for each in self.all(VolumeType)},
+            "types": {each.id: each.volume_type_id for each in (*made, *self.all(Snapshot))},
             "sizes": {each.id: each.size for each in made},
             "faults": {each.id: each.fault for each in made},
             "snapshots": {each.id: each.status for each in self.all(Snapshot)},
@@ -559,6 +562,46 @@ scenario(
     state="failed",
     messages=1,
 )
+
+
+def _to_gold(house: House, **specs: str) -> tuple[Volume, VolumeType]:
+    """A volume with a snapshot, and a type that it may become."""
+    volume = house.volume()
+    house.snapshot(volume)
+    gold = volume_types.create(
+        house.core, name="gold", description=None, is_public=True, extra_specs={"colour:of": "gold", **specs}
+    )
+    return volume, gold
+
+
+def become(house: House, told: tuple[Volume, VolumeType]) -> None:
+    retype.retype(house.core, CONTEXT, *told, on_demand=False)
+
+
+scenario(
+    "volume.retype",
+    "in place",
+    prepare=_to_gold,
+    submit=become,
+    wanted=lambda report: (
+        statuses("volumes", "available")(report) | used(1, 2, 1) | {"types": _gold(report, "gold")}
+    ),
+)
+scenario(
+    "volume.retype",
+    "to one that its pool cannot be",
+    prepare=lambda house: _to_gold(house, volume_backend_name="elsewhere"),
+    submit=become,
+    wanted=lambda report: (
+        statuses("volumes", "available")(report) | used(1, 2, 1) | {"types": _gold(report, "__DEFAULT__")}
+    ),
+    state="failed",
+    messages=1,
+)
+
+
+def _gold(report: Report, name: str) -> Report:
+    return dict.fromkeys(report["types"], report["type_ids"][name])
 
 
 def take_snapshot(house: House, volume: Volume) -> None:

@@ -25,7 +25,8 @@ def message(**changes):
 
 
 def test_every_number_has_words():
-    assert list(messages.ACTIONS) == [f"{number:03}" for number in range(1, 17)]
+    standard = [number for number in messages.ACTIONS if number < "100"]
+    assert standard == [f"{number:03}" for number in range(1, 17)]
     assert list(messages.DETAILS) == [f"{number:03}" for number in range(1, 31)]
     for action in messages.ACTIONS:
         for detail in messages.DETAILS:

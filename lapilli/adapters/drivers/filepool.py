@@ -11,7 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
@@ -154,6 +154,11 @@ class FilePool:
                     os.fsync(file)
             finally:
                 os.close(file)
+
+    def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
+        """Nothing: a file has nothing that depends on the type of its volume."""
+        del volume, changes
+        return True
 
     def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
         """A frozen copy of the volume; of one in use only by reflink, which is atomic."""

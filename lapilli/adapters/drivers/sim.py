@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +87,11 @@ class Sim(FilePool):
         """As of the file pool."""
         with self._fault("extend"):
             super().extend(volume, new_size)
+
+    def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
+        """As of the file pool."""
+        with self._fault("retype"):
+            return super().retype(volume, changes)
 
     def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
         """As of the file pool, but of volumes in use too: nothing precious is on a simulator."""

@@ -23,7 +23,7 @@ from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain import states
 from lapilli.domain.model import Image, Volume, VolumeType
 from lapilli.errors import InvalidInput
-from lapilli.flows import attachments, volumes
+from lapilli.flows import attachments, retype, volume_types, volumes
 from lapilli.store import records
 
 route = Routes()
@@ -232,6 +232,33 @@ def reset_status(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
 def force_delete(call: Call, volume_id: str, _anything: Any) -> None:
     """Delete a volume whatever its status."""
     volumes.delete(call.core, call.context, _volume(call, volume_id), force=True)
+
+
+# --- type ------------------------------------------------------------------------------------------------
+
+_MULTIATTACH = rule("volume:multiattach", MEMBER)
+
+
+@route.action(
+    _PATH,
+    "os-retype",
+    rule=rule("volume:retype", MEMBER),
+    status=202,
+    accepts=body(
+        None,
+        new_type=required(Property({"type": "string", "minLength": 1, "maxLength": 255})),
+        migration_policy=Property({"enum": ["never", "on-demand"]}),
+    ),
+)
+def change_type(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Give a volume another type."""
+    volume = _volume(call, volume_id)
+    with call.core.store.read() as connection:
+        kind = volume_types.resolve(connection, call.context, wanted["new_type"], call.core.types)
+    if retype.turns_multiattach_on(volume, kind):
+        call.enforce(_MULTIATTACH)
+    on_demand = wanted.get("migration_policy") == "on-demand"
+    retype.retype(call.core, call.context, volume, kind, on_demand=on_demand)
 
 
 # --- images ----------------------------------------------------------------------------------------------
