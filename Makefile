@@ -35,7 +35,7 @@ cloud: venv ## Run a Keystone and a Glance to try the service with, until Ctrl-C
 ##### test it
 
 .PHONY: test
-test: packages venv lint types pytest test-shared ## Run all checks, all tests on SQLite, and the shared suite elsewhere
+test: packages venv lint types pytest test-shared ## Run all checks, all tests on SQLite, recovery on PostgreSQL too, the shared suite everywhere
 
 .PHONY: pytest
 pytest: venv
@@ -48,8 +48,8 @@ shared := tests/contract/test_store.py tests/contract/test_shared.py tests/contr
 
 .PHONY: test-shared
 test-shared: packages venv
-	$(bin)/python -m pytest $(shared) tests/contract/test_journal.py $(ARGS) --database postgresql -o faulthandler_timeout=300
-	$(bin)/python -m pytest $(shared) $(ARGS) --database mariadb -o faulthandler_timeout=300
+	$(bin)/python -m pytest $(shared) tests/contract/test_journal.py tests/recovery $(ARGS) --database postgresql -o faulthandler_timeout=300
+	$(bin)/python -m pytest $(shared) tests/recovery/test_kill.py $(ARGS) --database mariadb -o faulthandler_timeout=300
 
 .PHONY: test-postgresql
 test-postgresql: packages venv ## Run all tests on PostgreSQL

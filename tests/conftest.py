@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
+
+
+@pytest.fixture(scope="session")
+def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An XFS with reflinks on a loop device."""
+    base = tmp_path_factory.mktemp("xfs")
+    image, mount = base / "disk", base / "mount"
+    mount.mkdir()
+    subprocess.run(["truncate", "-s", "1G", image], check=True)
+    try:
+        subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("xfsprogs is not installed")
+    except subprocess.CalledProcessError as problem:
+        pytest.skip(f"a loop device cannot be mounted here: {problem.stderr}")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+    image.unlink()
 
 
 @pytest.fixture(scope="session")

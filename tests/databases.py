@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import os
 import pwd
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import sqlalchemy as sa
+
+from lapilli.store import schema, tables
 
 KINDS = ("sqlite", "postgresql", "mariadb")
 _PATHS = (
@@ -266,11 +269,82 @@ def fresh_url(directory: Path, kind: str | None = None) -> str:
 
 def section(state_dir: str) -> dict[str, dict[str, str]]:
     """What a configuration says of the database: each state directory has one of its own."""
-    note = Path(state_dir) / "database-url"
+    note = _note(Path(state_dir))
     if chosen != "sqlite" and not note.exists():
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(fresh_url(Path(state_dir)))
     return {"database": {"connection": note.read_text()}} if note.exists() else {}
+
+
+def _note(state_dir: Path) -> Path:
+    return state_dir / "database-url"
+
+
+def borrow(state_dir: Path, name: str) -> None:
+    """Give a state directory that was copied a database of that name, with the rows of its original's.
+
+    The database is made when it is not there, and used again when it is: rows are copied faster than tables.
+    """
+    if not _note(state_dir).exists():
+        return  # SQLite: its file was copied
+    old = sa.engine.make_url(_note(state_dir).read_text())
+    new = old.set(database=name)
+    if name not in {row[0] for row in _administrate(old, _LISTED[old.get_backend_name()])}:
+        _administrate(old, f"CREATE DATABASE {name}")
+        with _engine(new).begin() as connection:
+            tables.METADATA.create_all(connection)
+            version = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32)))
+            version.create(connection)
+            connection.execute(version.insert(), {"version_num": schema.HEAD})
+    _end_connections(new)
+    rows = _rows(old)
+    with _engine(new).begin() as connection:
+        for table in tables.METADATA.sorted_tables:
+            connection.execute(table.delete())
+            if rows[table.name]:
+                connection.execute(table.insert(), rows[table.name])
+    _note(state_dir).write_text(new.render_as_string(hide_password=False))
+
+
+_LISTED = {"postgresql": "SELECT datname FROM pg_database", "mariadb": "SHOW DATABASES"}
+
+
+def _end_connections(url: sa.URL) -> None:
+    """The server may not have noticed yet that processes were killed."""
+    name = url.database
+    if url.get_backend_name() == "postgresql":
+        _administrate(
+            url,
+            f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'",  # noqa: S608
+        )
+        return
+    found = _administrate(url, f"SELECT id FROM information_schema.processlist WHERE db = '{name}'")  # noqa: S608
+    for row in found:
+        with contextlib.suppress(sa.exc.OperationalError):  # it has ended by itself
+            _administrate(url, f"KILL {row[0]}")
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(url: sa.URL) -> dict[str, list[dict[str, Any]]]:
+    """Everything in a database."""
+    with _engine(url).connect() as connection:
+        return {
+            table.name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+            for table in tables.METADATA.sorted_tables
+        }
+
+
+@functools.lru_cache(maxsize=8)
+def _engine(url: sa.URL) -> sa.Engine:
+    return sa.create_engine(url, poolclass=sa.pool.NullPool)
+
+
+def _administrate(url: sa.URL, statement: str) -> list[Any]:
+    """Run a statement on a server; its rows."""
+    kind = Postgresql if url.get_backend_name() == "postgresql" else Mariadb
+    with _engine(url.set(database=kind.first_database)).connect() as connection:
+        result = connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
+        return list(result) if result.returns_rows else []
 
 
 def main(words: Sequence[str]) -> None:

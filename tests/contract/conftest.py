@@ -20,25 +20,6 @@ from lapilli.ports.target import ExportSpec
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="session")
-def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An XFS with reflinks on a loop device."""
-    base = tmp_path_factory.mktemp("xfs")
-    image, mount = base / "disk", base / "mount"
-    mount.mkdir()
-    subprocess.run(["truncate", "-s", "1G", image], check=True)
-    try:
-        subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("xfsprogs is not installed")
-    except subprocess.CalledProcessError as problem:
-        pytest.skip(f"a loop device cannot be mounted here: {problem.stderr}")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-    image.unlink()
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""

@@ -19,7 +19,8 @@ from lapilli.errors import Busy, Conflict, InvalidState, LapilliError, NotFound,
 from lapilli.flows import attachments, snapshots, volume_types, volumes
 from lapilli.runtime.doctor import Doctor
 from lapilli.store import records
-from tests.recovery.test_steps import CONNECTOR, CONTEXT, SERVER, House, Scenario, create, extend, nothing
+from tests.recovery.house import CONNECTOR, CONTEXT, SERVER, House, Scenario
+from tests.recovery.scenarios import create, extend, nothing
 from tests.service import until
 
 OTHER = {**CONNECTOR, "initiator": "iqn.1994-05.com.redhat:other", "host": "other"}

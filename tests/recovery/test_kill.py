@@ -10,6 +10,7 @@ import time
 
 import httpx
 
+from tests.recovery.figures import FIGURES
 from tests.service import Api, Service, until
 
 KILLS = 20
@@ -112,6 +113,8 @@ def test_killed_under_load(own_service: Service) -> None:
         present = {each["id"] for each in api.get("/v3/volumes").json()["volumes"]}
         assert load.accepted - load.doomed <= present, "an accepted volume was lost"
         _thin_out(api)
+    FIGURES.told["random_kills"] += KILLS
+    FIGURES.told["operations_interrupted"] += interrupted
     print(f"{KILLS} kills, {work} calls, {interrupted} operations interrupted")
     assert work > KILLS * 5, "the load did not run"
     assert interrupted > KILLS / 2, "the kills hit nothing"
