@@ -5,8 +5,10 @@ See docs/decisions/0010-idempotency-keys.md. A call without the header never com
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -17,10 +19,10 @@ import msgspec
 from lapilli.api import access
 from lapilli.api.fields import Look
 from lapilli.api.resource import Call, Earlier, Route
-from lapilli.errors import Conflict, InvalidInput
+from lapilli.errors import Conflict, DatabaseUnavailable, InvalidInput
 from lapilli.flows.owners import owner_is_dead
 from lapilli.store import keys, records
-from lapilli.store.session import RIDER
+from lapilli.store.session import RIDER, Store
 
 HEADER = "IDEMPOTENCY-KEY"
 REPLAYED = "Idempotent-Replayed"
@@ -95,26 +97,48 @@ def _first(route: Route, call: Call, claim: keys.Claim, run: Run) -> Answer:
         answer = run()
     except BaseException:
         if claim.written:
-            _after_failure(call, claim)
+            _surely(lambda: _after_failure(call.core.store, claim))
         raise
     finally:
         RIDER.reset(token)
     if claim.written:
-        _keep(route, call, claim, answer)
+        try:
+            _keep(route, call, claim, answer)
+        except DatabaseUnavailable:
+            _surely(lambda: claim.let_go(call.core.store))
+            raise
     return answer
 
 
-def _after_failure(call: Call, claim: keys.Claim) -> None:
+def _after_failure(store: Store, claim: keys.Claim) -> None:
     """Free the key, unless something has been made that a repeat must not make again."""
-    with call.core.store.read() as connection:
+    with store.read() as connection:
         row = claim.find(connection)
         if row is None or row.request_id != claim.request_id:
             return
         made = keys.made_by(connection, row)
     if made is None:
-        claim.drop(call.core.store, claim.request_id)
+        claim.drop(store, claim.request_id)
     else:
-        claim.let_go(call.core.store)
+        claim.let_go(store)
+
+
+def _surely(work: Callable[[], None]) -> None:
+    """Do it now, or in the background as soon as the database answers: else repeats would be told for
+    minutes that the first call is still under way."""
+
+    def persist() -> None:
+        given_up = time.monotonic() + STALE.total_seconds()
+        while time.monotonic() < given_up:
+            time.sleep(1)
+            with contextlib.suppress(DatabaseUnavailable):
+                work()
+                return
+
+    try:
+        work()
+    except DatabaseUnavailable:
+        threading.Thread(target=persist, name="idempotency", daemon=True).start()
 
 
 def _keep(route: Route, call: Call, claim: keys.Claim, answer: Answer) -> None:
