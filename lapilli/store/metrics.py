@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli import events
-from lapilli.store import records, tables
+from lapilli.store import records, tables, upserts
 from lapilli.store.session import Store
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -106,14 +106,17 @@ def bury(store: Store, is_dead: Callable[[str], bool]) -> int:
     if not dead:
         return 0
     with store.write() as connection:
-        wanted = sa.select(_table).where(_table.c.owner.in_([ENDED, *dead])).with_for_update()
-        found = connection.execute(wanted).all()
-        totals: Totals = {}
+        moment = records.now()
+        upserts.add_missing(connection, _table, [{"owner": ENDED, "totals": {}, "reported_at": moment}])
+        of_ended = sa.select(_table.c.totals).where(_table.c.owner == ENDED).with_for_update()
+        totals: Totals = connection.execute(of_ended).scalar_one()  # now nobody else buries
+        of_dead = sa.select(_table).where(_table.c.owner.in_(dead)).order_by(_table.c.owner).with_for_update()
+        found = connection.execute(of_dead).all()
         for row in found:
             merge(totals, row.totals)
         connection.execute(_table.delete().where(_table.c.owner.in_([row.owner for row in found])))
-        values = {"owner": ENDED, "totals": totals, "reported_at": records.now()}
-        connection.execute(_table.insert(), values)
+        ended = _table.update().where(_table.c.owner == ENDED)
+        connection.execute(ended.values(totals=totals, reported_at=moment))
     return len(dead)
 
 
