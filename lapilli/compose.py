@@ -43,7 +43,7 @@ from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
 from lapilli.runtime.service import RoleService, WorkerOptions
 from lapilli.store import schema
-from lapilli.store.session import DatabaseOptions, Store
+from lapilli.store.session import DatabaseOptions, Store, postgres_lifeline
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ def make_bus(config: Config, store: Store) -> Bus:
         raise ConfigError("[DEFAULT] bus = postgres: this needs a PostgreSQL database.")
     from lapilli.adapters.buses.postgres import PostgresBus  # noqa: PLC0415 - its driver is an extra
 
-    return PostgresBus(store.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    dsn = store.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return PostgresBus(dsn, postgres_lifeline({}))
 
 
 def make_core(config: Config) -> Core:

@@ -10,7 +10,6 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from lapilli.domain.model import Pool, Service
@@ -144,12 +143,9 @@ def _queue(unfinished: list[Any]) -> Iterator[Metric]:
 
 def _services(core: Core, services: list[Service]) -> Iterator[Metric]:
     labels = ("host", "binary", "zone")
-    alive = records.now() - timedelta(seconds=core.service.service_down_time)
+    moment, allowed = records.now(), core.service.service_down_time
     named = [([each.host, each.binary, each.availability_zone], each) for each in services]
-    up = [
-        (values, float(each.heartbeat_at is not None and each.heartbeat_at >= alive))
-        for values, each in named
-    ]
+    up = [(values, float(each.is_up(moment, allowed))) for values, each in named]
     yield _gauge("lapilli_service_up", "Whether a service's heartbeat is recent.", labels, up)
     enabled = [(values, float(not each.disabled)) for values, each in named]
     yield _gauge("lapilli_service_enabled", "Whether work is placed on a service.", labels, enabled)

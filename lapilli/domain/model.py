@@ -193,6 +193,11 @@ class Service(Record, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime | None = None
 
+    def is_up(self, moment: datetime, down_after: float) -> bool:
+        """Whether the last heartbeat is recent; one to come, as a clock that was set back leaves, is none."""
+        last = self.heartbeat_at
+        return last is not None and abs((moment - last).total_seconds()) <= down_after
+
 
 class LogLevel(Record, frozen=True, kw_only=True):
     """A level set for loggers of services that run; an empty binary or server means all of them."""

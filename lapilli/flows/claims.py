@@ -244,20 +244,30 @@ class Claims:
         return row
 
     def reap(self) -> int:
-        """End the leases of dead processes of this machine, so that their work goes on now; how many."""
+        """End the leases of dead processes of this machine, so that their work goes on now; how many.
+
+        And those that end too late to be true, which is what a clock that was set back leaves behind.
+        """
+        asked = sa.select(_op.owner, sa.func.max(_op.lease_until).label("until"))
         with self.store.read() as connection:
-            owners = connection.execute(
-                sa.select(_op.owner).where(_op.state.in_(HELD), _op.lease_until > records.now()).distinct()
-            ).scalars()
-            dead = [owner for owner in owners if owner and owner_is_dead(owner)]
-        if not dead:
-            return 0
-        with self.store.write() as connection:
-            return connection.execute(
-                tables.operations.update()
-                .where(_op.state.in_(HELD), _op.owner.in_(dead))
-                .values(lease_until=records.now())
-            ).rowcount
+            moment = records.now()
+            held = asked.where(_op.state.in_(UNFINISHED), _op.lease_until > moment).group_by(_op.owner)
+            found = connection.execute(held).all()
+        dead = [row.owner for row in found if row.owner and owner_is_dead(row.owner)]
+        too_late = moment + 2 * LEASE
+        absurd = any(row.until > too_late for row in found)
+        ended = 0
+        if dead or absurd:
+            with self.store.write() as connection:
+                if dead:
+                    theirs = tables.operations.update().where(_op.state.in_(HELD), _op.owner.in_(dead))
+                    ended = connection.execute(theirs.values(lease_until=moment)).rowcount
+                if absurd:
+                    long = sa.and_(_op.state.in_(UNFINISHED), _op.lease_until > too_late)
+                    connection.execute(
+                        tables.operations.update().where(long).values(lease_until=moment + LEASE)
+                    )
+        return ended
 
     def lane_is_busy(self, lane: str) -> bool:
         """Whether an operation of the lane has not ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -19,7 +20,32 @@ from lapilli.flows.journal import Journal
 from lapilli.flows.options import TypeOptions, VolumeOptions
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.store import records
-from lapilli.store.session import Store
+from lapilli.store.session import SILENT, Store
+
+
+class Contact:
+    """Whether this process has reached the database all the time, so that others' silence tells something."""
+
+    def __init__(self, report_interval: int, service_down_time: int) -> None:
+        self._break = max(2 * report_interval, service_down_time - 2 * report_interval)
+        self._settling = SILENT + 2 * report_interval  # until others have noticed the break, and are back
+        self._last: float | None = None
+        self._since = -math.inf
+
+    def made(self) -> None:
+        """The database has answered just now."""
+        moment = time.monotonic()
+        if self._last is not None and moment - self._last > self._break:
+            self._since = moment
+        self._last = moment
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether it did not answer a moment ago, or does not now."""
+        if self._last is None:
+            return False
+        moment = time.monotonic()
+        return moment - self._last > self._break or moment - self._since < self._settling
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,11 @@ class Core:
     def service(self) -> ServiceOptions:
         """Options that every role reads."""
         return self.config.read(ServiceOptions)
+
+    @cached_property
+    def contact(self) -> Contact:
+        """How well this process reaches the database."""
+        return Contact(self.service.report_interval, self.service.service_down_time)
 
     @cached_property
     def options(self) -> VolumeOptions:

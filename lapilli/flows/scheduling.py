@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from lapilli.domain.model import Pool, Service, Volume
 from lapilli.domain.placement import Refusal
 from lapilli.store import records, tables
 
+DOWN = "its service is down"
 _HINTED = ("different_host", "same_host")
 
 
@@ -29,14 +30,14 @@ def lives(connection: sa.Connection, hints: Mapping[str, Any], project_id: str |
 
 def left_out(connection: sa.Connection, down_after: int) -> list[Refusal]:
     """The pools that a decision does not even look at, and the services without any pool."""
-    alive = records.now() - timedelta(seconds=down_after)
+    moment = records.now()
     of_volumes = tables.services.c.binary == "cinder-volume"
     services = {each.host: each for each in records.all_of(connection, Service, of_volumes)}
     found, reported = [], set()
     for pool in records.all_of(connection, Pool):
         reported.add(pool.backend)
         service = services.get(pool.backend)
-        why = "it has no service" if service is None else _absence(service, alive)
+        why = "it has no service" if service is None else _absence(service, moment, down_after)
         if why is None and pool.reported_at is None:
             why = "it has not reported yet"
         if why is not None:
@@ -45,12 +46,12 @@ def left_out(connection: sa.Connection, down_after: int) -> list[Refusal]:
     return found + [Refusal(host, "", "its service has not reported a pool yet") for host in silent]
 
 
-def _absence(service: Service, alive: datetime) -> str | None:
+def _absence(service: Service, moment: datetime, down_after: int) -> str | None:
     if service.frozen:
         return "its service is frozen"
     if service.disabled:
         reason = f" ({service.disabled_reason})" if service.disabled_reason else ""
         return f"its service is disabled{reason}"
-    if service.heartbeat_at is None or service.heartbeat_at < alive:
-        return "its service is down"
+    if not service.is_up(moment, down_after):
+        return DOWN
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,8 +19,7 @@ _services = tables.services.c
 
 def is_up(core: Core, service: Service) -> bool:
     """Whether the last heartbeat is recent."""
-    allowed = timedelta(seconds=core.service.service_down_time)
-    return service.heartbeat_at is not None and records.now() - service.heartbeat_at <= allowed
+    return service.is_up(records.now(), core.service.service_down_time)
 
 
 def enable(core: Core, host: str, binary: str) -> None:

@@ -89,14 +89,13 @@ def _claim_capacity(guarded: bool) -> sa.Update:
 
 def candidates(connection: sa.Connection, down_after: int) -> list[placement.Candidate]:
     """Pools of volume services that are enabled, up, not frozen, and have reported."""
-    alive = records.now() - timedelta(seconds=down_after)
+    moment, allowed = records.now(), timedelta(seconds=down_after)
+    column = tables.services.c
+    up = column.heartbeat_at.between(moment - allowed, moment + allowed)  # `Service.is_up`
     services = {
         service.host
-        for service in records.all_of(connection, Service, tables.services.c.binary == "cinder-volume")
-        if not service.disabled
-        and not service.frozen
-        and service.heartbeat_at
-        and service.heartbeat_at >= alive
+        for service in records.all_of(connection, Service, column.binary == "cinder-volume", up)
+        if not service.disabled and not service.frozen
     }
     return [
         placement.Candidate(
@@ -152,7 +151,7 @@ def place(
 ) -> placement.Candidate:
     """The best pool, with the room taken in it (for so many volumes more).
 
-    Raises `NoValidBackend` with a reason for each; `Postponed` while reports are due.
+    Raises `NoValidBackend` with a reason for each; `Postponed` while reports or heartbeats are due.
     """
     try:
         while True:  # until no other scheduler was faster
@@ -166,6 +165,8 @@ def place(
                 return best
     except NoValidBackend as refused:
         absent = scheduling.left_out(connection, work.core.service.service_down_time)
+        if work.core.contact.was_lost and any(each.reason == scheduling.DOWN for each in absent):
+            raise Postponed(0.5) from None  # their heartbeats may not have come through either
         reasons = [*refused.reasons, *(str(each) for each in absent)]
         if request.pool:  # that the others are other pools explains nothing
             reasons = [each for each in reasons if each.startswith(f"{request.pool}: ")] or reasons

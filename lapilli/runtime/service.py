@@ -224,6 +224,7 @@ class RoleService:
                             updated_at=moment,
                         ),
                     )
+        self.core.contact.made()
 
     def _report_all(self) -> None:
         for backend in self.backends.values():

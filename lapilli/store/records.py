@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -32,7 +32,7 @@ from lapilli.domain.model import (
     VolumeType,
 )
 from lapilli.errors import InvalidState, NotFound
-from lapilli.store import tables, upserts
+from lapilli.store import clock, tables, upserts
 from lapilli.store.session import RIDER
 
 R = TypeVar("R", bound=Record)
@@ -76,9 +76,7 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def now() -> datetime:
-    """The time for records: UTC, naive."""
-    return datetime.now(UTC).replace(tzinfo=None)
+now = clock.now
 
 
 def table_of(kind: type[Record]) -> sa.Table:

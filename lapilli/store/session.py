@@ -17,9 +17,10 @@ import functools
 import importlib.util
 import os
 import random
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ import sqlalchemy as sa
 
 from lapilli.config import option
 from lapilli.errors import ConfigError, DatabaseContended, DatabaseUnavailable
+from lapilli.store import clock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,6 +84,13 @@ _DRIVERS = {
 }
 LOCK_WAIT = 10  # seconds that a statement waits for a row's lock
 ABANDONED = 15  # seconds after which the database ends the transaction of a process that has stopped
+SILENT = 15  # seconds after which somebody who does not answer is taken for cut off
+STATEMENT = 60  # seconds that a statement may take
+_TIME = {
+    "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
+    "mariadb": "SELECT UNIX_TIMESTAMP(SYSDATE(6))",
+}
+UNUSED = 600  # seconds after which MariaDB closes a connection that nobody has used
 _IDLE = 1.0  # seconds without use after which a connection is tried before it is used again
 
 
@@ -132,7 +141,10 @@ class Store:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
         else:
             sa.event.listen(self.engine, "checkin", _note_use)
-            sa.event.listen(self.engine, "checkout", functools.partial(_try_idle, self.engine.dialect))
+            if self.kind == "mariadb":
+                sa.event.listen(self.engine, "connect", _watch_silence)
+            sa.event.listen(self.engine, "checkout", functools.partial(_try_idle, self.kind))
+            sa.event.listen(self.engine, "connect", functools.partial(_ask_time, self.kind))
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -228,46 +240,78 @@ def _shared(kind: str, options: DatabaseOptions) -> dict[str, Any]:
         session = {
             "default_transaction_isolation": "read\\ committed",
             "lock_timeout": f"{LOCK_WAIT}s",
+            "statement_timeout": f"{STATEMENT}s",
             "idle_in_transaction_session_timeout": f"{ABANDONED}s",
         }
-        arguments["connect_args"] = {
-            "connect_timeout": 10,
-            "keepalives_idle": 5,
-            "keepalives_interval": 5,
-            "keepalives_count": 2,
-            "tcp_user_timeout": 15000,
-            "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
-        }
+        arguments["connect_args"] = postgres_lifeline(session)
     else:
         arguments["connect_args"] = {
             "connect_timeout": 10,
-            "read_timeout": 60,
-            "write_timeout": 30,
+            "read_timeout": STATEMENT + 5,
+            "write_timeout": SILENT,
             # SIMULTANEOUS_ASSIGNMENT: with SET a = b, b = a the old values count, as the standard has it
             "init_command": (
                 "SET SESSION tx_isolation = 'READ-COMMITTED', "
                 f"SESSION innodb_lock_wait_timeout = {LOCK_WAIT}, "
                 f"SESSION idle_transaction_timeout = {ABANDONED}, "
+                f"SESSION max_statement_time = {STATEMENT}, SESSION wait_timeout = {UNUSED}, "
                 "SESSION sql_mode = 'TRADITIONAL,SIMULTANEOUS_ASSIGNMENT', SESSION time_zone = '+00:00'"
             ),
         }
     return arguments
 
 
+def postgres_lifeline(session: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of a connection whose two ends notice within `SILENT` seconds that the other is cut off."""
+    idle, interval = SILENT // 3, SILENT // 3
+    both = {"keepalives_idle": idle, "keepalives_interval": interval, "keepalives_count": 2}
+    theirs = {f"tcp_{name}": str(value) for name, value in both.items()}
+    told = {**session, **theirs, "tcp_user_timeout": str(SILENT * 1000)}
+    return {
+        "connect_timeout": 10,
+        **both,
+        "tcp_user_timeout": SILENT * 1000,
+        "options": " ".join(f"-c {name}={value}" for name, value in told.items()),
+    }
+
+
+def _watch_silence(connection: Any, _record: Any) -> None:
+    """As `postgres_lifeline`, for a driver that has no options for it."""
+    wire = getattr(connection, "_sock", None)
+    if wire is None or wire.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option_name, value in (
+        (socket.TCP_KEEPIDLE, SILENT // 3),
+        (socket.TCP_KEEPINTVL, SILENT // 3),
+        (socket.TCP_KEEPCNT, 2),
+        (socket.TCP_USER_TIMEOUT, SILENT * 1000),
+    ):
+        wire.setsockopt(socket.IPPROTO_TCP, option_name, value)
+
+
 def _note_use(_connection: Any, record: Any) -> None:
     record.info["used"] = time.monotonic()
 
 
-def _try_idle(dialect: sa.Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+def _try_idle(kind: str, connection: Any, record: Any, _proxy: Any) -> None:
     """Try a connection that was idle: when the server was restarted meanwhile, the pool is made anew."""
-    if time.monotonic() - record.info.get("used", time.monotonic()) < _IDLE:
+    if time.monotonic() - record.info.get("used", time.monotonic()) < _IDLE and clock.is_fresh():
         return
     try:
-        alive = dialect.do_ping(connection)
+        _ask_time(kind, connection)
     except Exception:
-        alive = False
-    if not alive:
-        raise sa.exc.InvalidatePoolError
+        raise sa.exc.InvalidatePoolError from None
+
+
+def _ask_time(kind: str, connection: Any, _record: Any = None) -> None:
+    asked = time.monotonic()
+    cursor = connection.cursor()
+    try:
+        cursor.execute(_TIME[kind])
+        clock.heard(asked, float(cursor.fetchone()[0]), time.monotonic())
+    finally:
+        cursor.close()
 
 
 @contextmanager
@@ -295,9 +339,11 @@ _GONE: set[object] = {
     "53300",  # too many connections
     "25P03",  # our transaction was idle for too long
     "25006",  # read-only: a standby
+    "57014",  # a statement took too long
     1040,  # MariaDB: too many connections
     1053,  # shutting down
     1290,  # read-only
+    1969,  # a statement took too long
     2003,
     2006,
     2013,

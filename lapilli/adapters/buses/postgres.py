@@ -13,7 +13,8 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import psycopg
 
@@ -28,10 +29,11 @@ _PAUSES = (0.1, 0.5, 1.0, 2.0)  # seconds before the next attempt to connect
 
 
 class PostgresBus:
-    """See `ports.bus.Bus`. `connect` takes what psycopg.connect takes."""
+    """See `ports.bus.Bus`. `arguments` are further ones of psycopg.connect."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, arguments: Mapping[str, Any] | None = None) -> None:
         self._dsn = dsn
+        self._arguments = dict(arguments or {})
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._subscribers = Subscribers()
         self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -71,9 +73,8 @@ class PostgresBus:
         failures = 0
         while not self._closed.is_set():
             try:
-                with psycopg.connect(
-                    self._dsn, autocommit=True, application_name=f"lapilli bus {name}"
-                ) as made:
+                told = {**self._arguments, "application_name": f"lapilli bus {name}"}
+                with psycopg.connect(self._dsn, autocommit=True, **told) as made:
                     self._connections[name] = made
                     failures = 0
                     work(made)
