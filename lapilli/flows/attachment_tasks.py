@@ -22,6 +22,7 @@ from lapilli.store import records, tables
 CONNECT_ATTACHMENT = transition("attachment", "connect")
 CONNECT_VOLUME = transition("volume", "connect")
 DETACH_VOLUME = transition("volume", "detach")
+FAILED_DELETE = transition("volume", "delete").failed
 
 _connections = tables.connections
 
@@ -194,6 +195,7 @@ def recompute(connection: sa.Connection, volume_id: str) -> None:
     """Let the volume's status follow from its attachments.
 
     Not while it is migrated, nor while an operation holds it: that one then goes back to what follows now.
+    Nor when its deletion has failed: what is left of it may be nothing.
     """
     volume = records.find(connection, Volume, volume_id, lock="update")
     if volume is None:
@@ -208,7 +210,7 @@ def recompute(connection: sa.Connection, volume_id: str) -> None:
         if volume.previous_status in FOLLOWING:
             changes["previous_status"] = status
         records.update(connection, Volume, volume_id, **changes)
-    elif migrating and attach_status == "detached":
+    elif volume.status == FAILED_DELETE or (migrating and attach_status == "detached"):
         records.update(connection, Volume, volume_id, **changes)
     else:
         records.enter(connection, DETACH_VOLUME, volume_id, status=status, **changes)

@@ -231,6 +231,19 @@ def test_a_reservation_removed_while_the_volume_is_deleted(house: Idle) -> None:
     house.nothing_is_left()
 
 
+def test_a_reservation_removed_when_the_deletion_has_failed(house: Idle) -> None:
+    """The bytes may be gone: no detach makes the volume available again."""
+    volume = house.volume()
+    attachment = house.reserve(volume)
+    house.fault("delete")
+    volumes.delete(house.core, CONTEXT, house.one(Volume), force=True)
+    house.work()
+    attachments.delete(house.core, CONTEXT, attachment)
+    found = house.one(Volume)
+    assert (found.status, found.attach_status) == ("error_deleting", "detached")
+    house.nothing_is_wrong()
+
+
 # --- a volume that is being made -------------------------------------------------------------------------
 
 
