@@ -57,7 +57,7 @@ volume     | begin_detaching       | in-use                                     
 volume     | roll_detaching        | detaching                                                      | -           | in-use            | (back)          | volume.roll_detaching
 volume     | detach                | (any)                                                          | -           | (recomputed)      | (back)          | volume.detach
 volume     | hold                  | available                                                      | -           | reserved          | (back)          | volume.reserve
-volume     | hold_shared           | available in-use reserved                                      | -           | reserved          | (back)          | volume.reserve
+volume     | hold_shared           | available in-use                                               | -           | reserved          | (back)          | volume.reserve
 volume     | connect               | attaching available detaching in-use reserved                  | -           | attaching         | (back)          | volume.connect
 volume     | complete              | attaching in-use reserved                                      | -           | in-use            | (back)          | volume.attach
 snapshot   | create                | (new)                                                          | creating    | available         | error           | snapshot.create

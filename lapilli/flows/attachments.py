@@ -228,8 +228,8 @@ def create(
         )
         records.insert(connection, made)
         attach_status = records.summary_of(connection, volume.id)[1]
-        if same_server and fresh.status in ("in-use", "reserved"):
-            pass
+        if same_server and fresh.status in ("in-use", "reserved") and fresh.status not in row.sources:
+            pass  # a second one of the same server, as for a live migration: nothing changes
         elif fresh.status == "downloading" and (volume.multiattach or fresh.attach_status == "detached"):
             # the create goes on, and leaves it reserved instead of available
             records.update(connection, Volume, volume.id, attach_status=attach_status)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.steps import a_volume, fresh, good, ids, refused
+from tests.api.steps import a_type, a_volume, fresh, good, ids, refused
 
 CONNECTOR = {"initiator": "iqn.1993-08.org.debian:01:test", "host": "tester", "ip": "127.0.0.1"}
 
@@ -133,6 +133,23 @@ def test_one_volume_one_user(api: Any, volume: dict[str, Any]) -> None:
     remaining = good(api.delete(path.format(second["id"])))["attachments"]
     assert [each["id"] for each in remaining] == [first["id"]]
     assert set(remaining[0]) == {"id", "status", "instance", "volume_id"}
+
+
+def test_one_volume_several_users(api: Any) -> None:
+    """A shared volume that is reserved waits for the one who has reserved it; in use, anybody may come."""
+    server = str(uuid.uuid4())
+    with (
+        a_type(api, specs={"multiattach": "<is> True"}) as kind,
+        a_volume(api, volume_type=kind["id"]) as volume,
+    ):
+        first = made(create(api, volume, instance_uuid=server))
+        assert "reserved" in refused(create(api, volume, instance_uuid=str(uuid.uuid4())), 400)
+        good(api.post(f"/v3/attachments/{first['id']}/action", {"os-complete": None}), 204)
+        second = made(create(api, volume, instance_uuid=server))
+        assert status(api, volume) == "reserved"
+        good(api.delete(f"/v3/attachments/{second['id']}"))
+        assert status(api, volume) == "in-use"
+        good(api.delete(f"/v3/attachments/{first['id']}"))
 
 
 def test_update_refuses(api: Any, volume: dict[str, Any]) -> None:
