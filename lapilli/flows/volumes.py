@@ -89,6 +89,9 @@ class _Sources(msgspec.Struct, kw_only=True, frozen=True):
     image: Image | None = None
 
 
+NOTHING = _Sources()
+
+
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """A create that has passed all checks; `spec` is the scheduler's part of the operation's arguments."""
 
@@ -130,6 +133,8 @@ def plan_create(core: Core, context: Context, connection: sa.Connection, request
         raise InvalidInput("multiattach is decided by the volume type's extra spec, not by the request.")
     sources = _look_up(core, context, connection, request)
     kind = _type_for(core, context, connection, request, sources)
+    if sources != NOTHING:
+        _check_ready(sources)  # when everything named has been found
     size = _size_for(request, sources, kind)
     zones, zone = _zones_for(core, connection, request, sources, kind)
     spec = {
@@ -161,25 +166,27 @@ def _look_up(core: Core, context: Context, connection: sa.Connection, request: V
     mapped = _mapped_snapshot(core, request, scope) if request.follow_image else None
     if request.snapshot_id is not None or mapped is not None:
         snapshot = records.get(connection, Snapshot, request.snapshot_id or mapped or "", project_id=scope)
-        if snapshot.status != "available":
-            raise InvalidState(
-                f"Invalid snapshot: its status must be available, but it is {snapshot.status}."
-            )
         origin = records.get(connection, Volume, snapshot.volume_id)
         return _Sources(snapshot=snapshot, snapshot_origin=origin)
     if request.source_volid is not None:
         source = records.get(connection, Volume, request.source_volid, project_id=scope)
-        if source.status not in ("available", "in-use"):
-            raise InvalidState(
-                f"Invalid volume: a source must be available or in-use, but it is {source.status}."
-            )
         return _Sources(source=source)
     if request.image_ref is not None:
-        image = core.images.get(request.image_ref, project_id=scope)
-        if image.status != "active":
-            raise InvalidInput(f"Image {image.id} is not active: its status is {image.status}.")
-        return _Sources(image=image)
+        return _Sources(image=core.images.get(request.image_ref, project_id=scope))
     return _Sources()
+
+
+def _check_ready(sources: _Sources) -> None:
+    """Raises `InvalidState` or `InvalidInput` for a source that nothing can be made of now."""
+    snapshot, source, image = sources.snapshot, sources.source, sources.image
+    if snapshot is not None and snapshot.status != "available":
+        raise InvalidState(f"Invalid snapshot: its status must be available, but it is {snapshot.status}.")
+    if source is not None and source.status not in ("available", "in-use"):
+        raise InvalidState(
+            f"Invalid volume: a source must be available or in-use, but it is {source.status}."
+        )
+    if image is not None and image.status != "active":
+        raise InvalidInput(f"Image {image.id} is not active: its status is {image.status}.")
 
 
 def _mapped_snapshot(core: Core, request: VolumeRequest, scope: str | None) -> str | None:

@@ -216,6 +216,15 @@ def test_create_from_what_does_not_exist(api: Any) -> None:
     refused(create(api, size=1, volume_type="no-such-type"), 404)
 
 
+def test_what_is_not_there_is_told_before_what_is_not_ready(api: Any) -> None:
+    with a_volume(api) as source:
+        path = f"/v3/volumes/{source['id']}/action"
+        good(api.post(path, {"os-reset_status": {"status": "error"}}, as_="admin"), 202)
+        wanted = {"source_volid": source["id"], "size": 1}
+        refused(api.post("/v3/volumes", {"volume": wanted}), 400)
+        refused(api.post("/v3/volumes", {"volume": {**wanted, "volume_type": "no such"}}), 404)
+
+
 def test_unknown_keys_are_refused_from_3_53_on(api: Any) -> None:
     dispose(api, create(api, "3.52", size=1, surprise=1))
     refused(create(api, "3.53", size=1, surprise=1), 400)
