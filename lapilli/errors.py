@@ -170,6 +170,13 @@ class Busy(StorageError):
     retry = False
 
 
+class Unsupported(StorageError):
+    """The back end cannot do this at all; nothing has been touched."""
+
+    code = "unsupported"
+    retry = False
+
+
 class ImageUnacceptable(StorageError):
     """The image is missing, corrupt, unsafe, of another format than declared, or too large."""
 

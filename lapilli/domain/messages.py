@@ -23,6 +23,7 @@ ACTIONS = {
     "016": "write an image over the volume",
     # of our own, where the standard has none
     "101": "change the type of the volume",
+    "102": "revert the volume to a snapshot",
 }
 
 DETAILS = {

@@ -43,6 +43,9 @@ volume     | delete                | available error error_extending error_manag
 volume     | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting  | volume.delete
 volume     | extend                | available                                                      | extending   | (back)            | error_extending | volume.resize
 volume     | extend_attached       | in-use                                                         | extending   | (back)            | error_extending | volume.resize
+volume     | revert                | available                                                      | reverting   | available         | error           | volume.revert
+volume     | reimage               | available error                                                | downloading | (recomputed)      | error           | volume.reimage
+volume     | reimage_reserved      | available error reserved                                       | downloading | (recomputed)      | error           | volume.reimage
 volume     | retype                | available in-use                                               | retyping    | (back)            | (back)          | volume.retype
 volume     | upload                | available                                                      | uploading   | (recomputed)      | (recomputed)    | volume.upload
 volume     | upload_attached       | available in-use                                               | uploading   | (recomputed)      | (recomputed)    | volume.upload
@@ -64,6 +67,7 @@ snapshot   | create                | (new)                                      
 snapshot   | delete                | available error                                                | deleting    | (gone)            | error_deleting  | snapshot.delete
 snapshot   | delete_refused        | deleting                                                       | deleting    | (gone)            | available       | snapshot.delete
 snapshot   | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting  | snapshot.delete
+snapshot   | restore               | available                                                      | restoring   | available         | available       | snapshot.revert
 snapshot   | report_creating       | creating                                                       | -           | creating          | (back)          | snapshot.update
 snapshot   | report_available      | creating                                                       | -           | available         | (back)          | snapshot.update
 snapshot   | report_error          | creating                                                       | -           | error             | (back)          | snapshot.update

@@ -86,6 +86,7 @@ class Definition:
     event: str  # type of its notifications, without `.start` or `.end`
     awaited: bool = False  # calls wait for its end
     deadline: float = DEADLINE
+    also: tuple[tuple[str, str], ...] = ()  # rows of other resources whose while-states it holds
     version: int = 1
 
 
@@ -101,15 +102,18 @@ def operation(
     volume: Sequence[Task] = (),
     awaited: bool = False,
     deadline: float = DEADLINE,
+    also: tuple[tuple[str, str], ...] = (),
 ) -> Definition:
     """Declare a kind of operation; `on` is the resource and the table's actions that it serves.
+
+    `also` are (resource, action) of what it holds besides.
 
     `awaited` says that calls wait for its end, and must be woken. `deadline` is how many seconds one of its
     tasks may go without progress.
     """
     legs = {role: tuple(tasks) for role, tasks in (("scheduler", scheduler), ("volume", volume)) if tasks}
     event = states.transition(on[0], on[1]).event if on[1:] else kind
-    definition = Definition(kind, on[0], on[1:], legs, failed, event, awaited, deadline)
+    definition = Definition(kind, on[0], on[1:], legs, failed, event, awaited, deadline, also)
     KINDS[kind] = definition
     return definition
 

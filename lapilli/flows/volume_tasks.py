@@ -19,7 +19,7 @@ from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend
 from lapilli.flows import scheduling
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import Postponed, RecordTask, Task, operation
-from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.driver import Blanking, ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables
 
@@ -233,7 +233,10 @@ class CreateVolumeFromSpec(Task):
             live = source_volume.attach_status not in ("detached", "reserved")
             driver.clone(ref, reference(source_volume), work.progress, in_use=live)
         elif volume.image_id:
-            self._fill_from_image(work, volume, ref)
+            with work.core.store.write() as connection:
+                work.fence(connection)
+                records.enter(connection, DOWNLOAD, volume.id)
+            write_image(work, volume, volume.image_id)
         else:
             driver.create(ref)
 
@@ -248,28 +251,29 @@ class CreateVolumeFromSpec(Task):
         if volume is None or backend_host(volume.host or "") != work.storage.host:
             work.storage.driver.delete(VolumeRef(work.resource_id, 0, ""))
 
-    def _fill_from_image(self, work: Work, volume: Volume, ref: VolumeRef) -> None:
-        image = work.core.images.get(volume.image_id or "")
-        if image.status != "active" or image.disk_format is None:
-            raise ImageUnacceptable(f"Image {image.id} is not active.")
-        key = f"{image.id}-{(image.checksum or image.updated_at or 'x').replace(':', '')}"
-        driver = work.storage.driver
-        with work.core.store.write() as connection:
-            work.fence(connection)
-            records.enter(connection, DOWNLOAD, volume.id)
-        with work.core.single_flight(f"image-{key}"):
-            known = image.virtual_size
-            if known is not None:
-                _refuse_larger(image.id, known, volume)
-                if isinstance(driver, ImageCache) and driver.clone_cached(ref, key):
-                    return
-            driver.create(ref)
-            scratch = os.path.join(work.core.config.state_dir, "conversion")
-            with work.core.images.fetch(image, scratch, work.progress) as path:
-                _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), volume)
-                work.core.converter.to_raw(path, image.disk_format, driver.address(ref), work.progress)
-            if isinstance(driver, ImageCache):
-                driver.keep_cached(ref, key)
+
+def write_image(work: Work, volume: Volume, image_id: str, *, over: bool = False) -> None:
+    """Fill the volume with an image: a new one, or (`over`) one that has other content. May run twice."""
+    image = work.core.images.get(image_id)
+    if image.status != "active" or image.disk_format is None:
+        raise ImageUnacceptable(f"Image {image.id} is not active.")
+    key = f"{image.id}-{(image.checksum or image.updated_at or 'x').replace(':', '')}"
+    driver, ref = work.storage.driver, reference(volume)
+    with work.core.single_flight(f"image-{key}"):
+        known = image.virtual_size
+        if known is not None:
+            _refuse_larger(image.id, known, volume)
+            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key):
+                return
+        driver.create(ref)
+        scratch = os.path.join(work.core.config.state_dir, "conversion")
+        with work.core.images.fetch(image, scratch, work.progress) as path:
+            _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), volume)
+            if over and isinstance(driver, Blanking):
+                driver.blank(ref)
+            work.core.converter.to_raw(path, image.disk_format, driver.address(ref), work.progress)
+        if isinstance(driver, ImageCache):
+            driver.keep_cached(ref, key)
 
 
 def _refuse_larger(image_id: str, virtual_bytes: int, volume: Volume) -> None:

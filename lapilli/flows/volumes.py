@@ -239,12 +239,13 @@ def _size_for(request: VolumeRequest, sources: _Sources, kind: VolumeType) -> in
     if origin is not None and size < origin.size:
         raise InvalidInput(f"Size {size} GiB is smaller than the source's {origin.size} GiB.")
     if sources.image is not None:
-        _image_fits(sources.image, size)
+        image_fits(sources.image, size)
     check_type_size(kind, size)
     return size
 
 
-def _image_fits(image: Image, size: int) -> None:
+def image_fits(image: Image, size: int) -> None:
+    """Raises `InvalidInput` for an image that needs more than `size` GiB."""
     for figure, text in ((image.size, "size"), (image.virtual_size, "virtual size")):
         if figure is not None and -(-figure // GIB) > size:
             raise InvalidInput(

@@ -115,6 +115,22 @@ class ImageCache(Protocol):
 
 
 @runtime_checkable
+class Reverting(Protocol):
+    """Optional: give a volume the content of one of its snapshots, of the same size."""
+
+    def revert(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
+        """Replace the content all at once, or not at all. Nobody has the volume open."""
+
+
+@runtime_checkable
+class Blanking(Protocol):
+    """Optional: let a volume that was written read as zeros again, and free its space."""
+
+    def blank(self, volume: VolumeRef) -> None:
+        """Forget the content. Nobody has the volume open."""
+
+
+@runtime_checkable
 class Retyping(Protocol):
     """Optional: give a volume another type where it is, also while it is attached."""
 

@@ -30,10 +30,10 @@ def _served() -> set[tuple[str, str]]:
     assert compose.make_core  # importing compose declares the operations
     held = set()
     for kind in KINDS.values():
-        for action in kind.actions:
-            during = states.transition(kind.resource, action).during
+        for resource, action in (*((kind.resource, each) for each in kind.actions), *kind.also):
+            during = states.transition(resource, action).during
             if during is not None:
-                held.add((kind.resource, during))
+                held.add((resource, during))
     return held
 
 

@@ -116,6 +116,46 @@ def test_a_second_create_keeps_what_was_written(driver: FilePool) -> None:
     assert read(driver, made, 4) == b"kept"
 
 
+def test_a_volume_goes_back_to_its_snapshot(driver: FilePool) -> None:
+    made = volume(2)
+    driver.create(made)
+    write(driver, made, b"before", at=GIB)
+    taken = snapshot_of(made)
+    driver.create_snapshot(taken, in_use=False, progress=quiet)
+    for _ in range(2):
+        write(driver, made, b"after!", at=GIB)
+        write(driver, made, b"after!")
+        driver.revert(made, taken, quiet)
+        assert read(driver, made, 6, at=GIB) == b"before"
+        assert read(driver, made, 6) == bytes(6)
+        assert size(driver, made) == 2 * GIB
+    write(driver, made, b"later!", at=GIB)
+    copy = volume(2)
+    driver.create_from_snapshot(copy, taken, quiet)
+    assert read(driver, copy, 6, at=GIB) == b"before"
+
+
+def test_a_revert_that_fails_leaves_the_content(driver: FilePool) -> None:
+    made = volume()
+    driver.create(made)
+    write(driver, made, b"kept")
+    with pytest.raises(StorageError, match="missing"):
+        driver.revert(made, snapshot_of(made), quiet)
+    assert read(driver, made, 4) == b"kept"
+    assert driver.volumes() == [made.id]
+
+
+def test_a_blank_volume_reads_as_zeros_and_needs_no_space(driver: FilePool) -> None:
+    made = volume()
+    driver.create(made)
+    write(driver, made, b"x" * MIB, at=MIB)
+    for _ in range(2):
+        driver.blank(made)
+        assert size(driver, made) == GIB
+        assert read(driver, made, 6, at=MIB) == bytes(6)
+        assert os.stat(driver.address(made).location).st_blocks * 512 < MIB
+
+
 def test_a_snapshot_does_not_see_later_writes(driver: FilePool) -> None:
     made = volume()
     driver.create(made)

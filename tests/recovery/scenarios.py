@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lapilli.domain import states
-from lapilli.domain.model import Attachment, Volume, VolumeType
+from lapilli.domain.model import Attachment, Snapshot, Volume, VolumeType
 from lapilli.errors import Busy, StorageError
-from lapilli.flows import attachments, retype, snapshots, volume_types, volumes
+from lapilli.flows import attachments, retype, rewriting, snapshots, volume_types, volumes
 from lapilli.flows.definitions import KINDS
 from lapilli.store import records
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER, WORDS, House, Report, Scenario
@@ -355,6 +355,79 @@ scenario(
 
 def _gold(report: Report, name: str) -> Report:
     return dict.fromkeys(report["types"], report["type_ids"][name])
+
+
+def _written_since(house: House) -> tuple[Volume, Snapshot]:
+    """A volume whose content is another than that of its snapshot."""
+    volume = house.volume()
+    snapshot = house.snapshot(volume)
+    with open(house.path(volume), "rb+") as file:
+        file.write(WORDS[::-1])
+    return volume, snapshot
+
+
+def go_back(house: House, told: tuple[Volume, Snapshot]) -> None:
+    rewriting.revert(house.core, CONTEXT, told[0], told[1].id)
+
+
+scenario(
+    "volume.revert",
+    "to its snapshot",
+    prepare=_written_since,
+    submit=go_back,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "revert"))(report)
+        | statuses("snapshots", ends("snapshot", "restore"))(report)
+        | {"content": dict.fromkeys(report["volumes"], WORDS.decode())}
+    ),
+)
+scenario(
+    "volume.revert",
+    "that the back end refuses",
+    driver="sim",
+    prepare=lambda house: (_written_since(house), house.fault("revert"))[0],
+    submit=go_back,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "revert", "failed"))(report)
+        | statuses("snapshots", ends("snapshot", "restore", "failed"))(report)
+        | {"content": dict.fromkeys(report["volumes"], WORDS[::-1].decode())}
+    ),
+    state="failed",
+    messages=1,
+)
+
+
+def _to_rewrite(house: House) -> tuple[Volume, str]:
+    volume, image = house.volume(), house.image()
+    with open(house.path(volume), "rb+") as file:
+        file.write(WORDS[::-1])
+    return volume, image
+
+
+def rewrite(house: House, told: tuple[Volume, str]) -> None:
+    rewriting.reimage(house.core, CONTEXT, told[0], house.core.images.get(told[1]), reserved=False)
+
+
+scenario(
+    "volume.reimage",
+    "from an image",
+    prepare=_to_rewrite,
+    submit=rewrite,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "reimage"))(report)
+        | {"content": dict.fromkeys(report["volumes"], WORDS.decode())}
+    ),
+)
+scenario(
+    "volume.reimage",
+    "that the back end refuses",
+    driver="sim",
+    prepare=lambda house: (_to_rewrite(house), house.fault("blank"))[0],
+    submit=rewrite,
+    wanted=lambda report: statuses("volumes", ends("volume", "reimage", "failed"))(report) | used(1, 1),
+    state="failed",
+    messages=1,
+)
 
 
 def take_snapshot(house: House, volume: Volume) -> None:

@@ -155,6 +155,26 @@ class FilePool:
             finally:
                 os.close(file)
 
+    def revert(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
+        """Replace the file by a reflink or a copy of the snapshot's, which is renamed over it."""
+        with _plainly(f"revert volume {volume.id}"):
+            source = _open_source(self._snapshot(snapshot.id), f"snapshot {snapshot.id}")
+            try:
+                with _making(self._volume(volume.id)) as made:
+                    self._fill(source, made, volume.size * GIB, progress)
+            finally:
+                os.close(source)
+
+    def blank(self, volume: VolumeRef) -> None:
+        """One hole of the same size."""
+        with _plainly(f"empty volume {volume.id}"):
+            file = _open_source(self._volume(volume.id), f"volume {volume.id}", os.O_RDWR)
+            try:
+                os.ftruncate(file, 0)
+                os.ftruncate(file, volume.size * GIB)
+            finally:
+                os.close(file)
+
     def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
         """Nothing: a file has nothing that depends on the type of its volume."""
         del volume, changes

@@ -88,6 +88,16 @@ class Sim(FilePool):
         with self._fault("extend"):
             super().extend(volume, new_size)
 
+    def revert(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
+        """As of the file pool."""
+        with self._fault("revert"):
+            super().revert(volume, snapshot, progress)
+
+    def blank(self, volume: VolumeRef) -> None:
+        """As of the file pool."""
+        with self._fault("blank"):
+            super().blank(volume)
+
     def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
         """As of the file pool."""
         with self._fault("retype"):

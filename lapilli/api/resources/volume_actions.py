@@ -23,7 +23,7 @@ from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain import states
 from lapilli.domain.model import Image, Volume, VolumeType
 from lapilli.errors import InvalidInput
-from lapilli.flows import attachments, retype, volume_types, volumes
+from lapilli.flows import attachments, retype, rewriting, volume_types, volumes
 from lapilli.store import records
 
 route = Routes()
@@ -259,6 +259,41 @@ def change_type(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
         call.enforce(_MULTIATTACH)
     on_demand = wanted.get("migration_policy") == "on-demand"
     retype.retype(call.core, call.context, volume, kind, on_demand=on_demand)
+
+
+# --- other content ---------------------------------------------------------------------------------------
+
+_REIMAGE_RESERVED = rule("volume:reimage_reserved", MEMBER)
+
+
+@route.action(
+    _PATH,
+    "revert",
+    rule=rule("volume:revert_to_snapshot", MEMBER),
+    status=202,
+    since="3.40",
+    accepts=body(None, snapshot_id=required(UUID)),
+)
+def revert(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Give a volume the content of its newest snapshot."""
+    rewriting.revert(call.core, call.context, _volume(call, volume_id), wanted["snapshot_id"])
+
+
+@route.action(
+    _PATH,
+    "os-reimage",
+    rule=rule("volume:reimage", MEMBER),
+    status=202,
+    since="3.68",
+    accepts=body(None, image_id=required(UUID), reimage_reserved=BOOL),
+)
+def reimage(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
+    """Write a volume anew from an image."""
+    volume, reserved = _volume(call, volume_id), wanted.get("reimage_reserved", False)
+    if reserved:
+        call.enforce(_REIMAGE_RESERVED)
+    image = call.core.images.get(wanted["image_id"], project_id=call.project_scope)
+    rewriting.reimage(call.core, call.context, volume, image, reserved=reserved)
 
 
 # --- images ----------------------------------------------------------------------------------------------
