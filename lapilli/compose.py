@@ -19,8 +19,9 @@ from typing import Any, cast
 from sqlalchemy import exc
 
 from lapilli import events
-from lapilli.adapters.auth.basic import BasicAuthenticator, BasicOptions, line_for
 from lapilli.adapters.auth.none import NoAuthenticator
+from lapilli.adapters.auth.own import OwnIdentity
+from lapilli.adapters.auth.users import BasicAuthenticator, BasicOptions, OwnAuthenticator, UserFile, line_for
 from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.buses.polling import PollingBus
 from lapilli.adapters.images.directory import DirectoryImages
@@ -35,7 +36,7 @@ from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create
 from lapilli.flows.journal import Journal
-from lapilli.flows.options import TypeOptions, VolumeOptions
+from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
 from lapilli.flows.volumes import VolumeRequest
 from lapilli.ports.bus import Bus
 from lapilli.ports.driver import Driver, OwnFunctions
@@ -51,7 +52,10 @@ class AuthOptions:
     """How callers are known."""
 
     auth_strategy: str = option(
-        "http_basic", "How callers prove who they are.", choices=("http_basic", "none", "noauth")
+        "identity",
+        "How callers prove who they are: identity: the service's own log-in with tokens, or HTTP Basic; "
+        "http_basic: HTTP Basic only; none: not at all.",
+        choices=("identity", "http_basic", "none", "noauth"),
     )
 
 
@@ -108,6 +112,7 @@ _SECTIONS: tuple[tuple[type, str], ...] = (
     *((each, "DEFAULT") for each in (placement.SchedulerOptions, FunctionOptions)),
     (DatabaseOptions, "database"),
     (BasicOptions, "http_basic"),
+    (IdentityOptions, "identity"),
     (BodyOptions, "oslo_middleware"),
     (BodyOptions, "healthcheck"),
 )
@@ -223,7 +228,7 @@ def make_core(config: Config) -> Core:
     bus = make_bus(config, store)
     convert = importlib.import_module("lapilli.adapters.images.convert")
     journal = Journal(store, bus, deadlines(config.read(VolumeOptions).operation_deadlines))
-    core = Core(config, store, journal, make_images(config), cast(Converter, convert))
+    core = Core(config, store, journal, make_images(config), cast(Converter, convert), make_identity(config))
     volume_types.ensure_default(core)
     return core
 
@@ -244,12 +249,29 @@ def _add_plugins(group: str, wanted: list[str], known: dict[str, Any]) -> None:
         known[found.name] = loaded if known is placement.FILTERS else (loaded, None)
 
 
-def make_authenticator(config: Config) -> Authenticator:
+def make_authenticator(core: Core) -> Authenticator:
     """Who tells who asks."""
-    if is_open(config):
+    if is_open(core.config):
         return NoAuthenticator()
+    if isinstance(core.identity, OwnIdentity):
+        revoked = core.revocations
+        return OwnAuthenticator(
+            core.identity.file, core.identity, lambda token: revoked.hold(token.audit_id, token.credential_id)
+        )
+    return BasicAuthenticator(_user_file(core.config))
+
+
+def _user_file(config: Config) -> UserFile:
     options = config.read(BasicOptions, "http_basic")
-    return BasicAuthenticator(options.user_file or state_file(config, "htpasswd"))
+    return UserFile(options.user_file or state_file(config, "htpasswd"))
+
+
+def make_identity(config: Config) -> OwnIdentity | None:
+    """The service's own identity, unless others tell who asks."""
+    if config.read(AuthOptions).auth_strategy != "identity":
+        return None
+    options = config.read(IdentityOptions, "identity")
+    return OwnIdentity(_user_file(config), options.key_file or state_file(config, "identity.keys"))
 
 
 def user_line(name: str, password: str, project_id: str, roles: str) -> str:
@@ -386,7 +408,8 @@ def make_application(config: Config) -> Any:
     from lapilli.api.app import make_app  # noqa: PLC0415 - the roles do without the API
 
     check_values(config)
-    return make_app(make_core(config), make_authenticator(config))
+    core = make_core(config)
+    return make_app(core, make_authenticator(core))
 
 
 def explain(config: Config, **wanted: Any) -> Explanation:

@@ -118,6 +118,17 @@ class UnsupportedMediaType(LapilliError):
         super().__init__(f"Unsupported Content-Type {content_type!r}; use application/json.")
 
 
+class TooManyRequests(LapilliError):
+    """Too many wrong passwords (429)."""
+
+    status = 429
+    code = "too-many-requests"
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"Too many failed log-ins: try again in {seconds} s.")
+        self.seconds = seconds
+
+
 class ServiceUnavailable(LapilliError):
     """No process of the needed role is there to serve the request (503)."""
 

@@ -87,6 +87,7 @@ _SECTIONS = {
     "WorkerOptions": "DEFAULT",
     "DatabaseOptions": "database",
     "BasicOptions": "http_basic",
+    "IdentityOptions": "identity",
     "BodyOptions": "oslo_middleware",
     "BackendOptions": _BACK_END,
     "FunctionOptions": _BACK_END,

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import falcon
@@ -33,6 +34,7 @@ from lapilli.errors import (
     PreconditionFailed,
     ServiceUnavailable,
     StorageError,
+    TooManyRequests,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -55,6 +57,7 @@ _FAULTS = {
     409: "conflictingRequest",
     413: "overLimit",
     415: "badMediaType",
+    429: "overLimit",
     501: "notImplemented",
     503: "serviceUnavailable",
 }
@@ -64,6 +67,8 @@ _GENERIC = "The server has either erred or is incapable of performing the reques
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _MEMBER_VERBS = ("GET", "PUT", "DELETE")
 _COLLECTION_VERBS = ("GET", "POST")
+_IDENTITY = "/identity"
+_NOBODY = Context(user_id="", project_id="")
 _NO_PARAMS: Mapping[str, str] = {}
 
 _encode = msgspec.json.Encoder().encode
@@ -118,7 +123,8 @@ class Edge:
         self.options = options
         self.limits = core.config.read(BodyOptions, "oslo_middleware")
         self.health = core.config.read(BodyOptions, "healthcheck", fallback="oslo_middleware")
-        self.routes = scan()
+        self.routes = [each for each in scan() if each.root != _IDENTITY or core.identity is not None]
+        self.open = {(each.method, each.root + each.path) for each in self.routes if each.public}
         self.tree = Tree(self.routes)
         self.documents: dict[int, bytes] = {}  # descriptions made so far, by version
         self.roots = tuple(sorted({route.root for route in self.routes} | {"/v3"}))
@@ -141,6 +147,8 @@ class Edge:
                 answer = self._answer(req, trail)
             except Exception as problem:
                 answer = self._translate(problem, trail)
+                if req.path.startswith(_IDENTITY) and answer.status != 401:
+                    answer = _as_identity(answer)
             resp.status = answer.status
             resp.set_headers(trail.headers)
             resp.content_type = answer.content_type
@@ -156,6 +164,8 @@ class Edge:
         public = self._public(req, path, trail)
         if public is not None:
             return public
+        if path in self.roots:
+            path += "/"
         root = next((root for root in self.roots if path.startswith(root + "/")), None)
         if root is None or "\x00" in path:
             raise _NoRoute
@@ -164,9 +174,12 @@ class Edge:
             req.stream.read(min(req.content_length or 0, _DRAINED))
             raise BodyTooLarge(self.limits.max_request_body_size)
         headers = req.headers
-        context = self.authenticator.authenticate(headers)
-        if not context.user_id:
-            raise Unauthorized
+        if (req.method, path) in self.open:
+            context = _NOBODY
+        else:
+            context = self.authenticator.authenticate(headers)
+            if not context.user_id:
+                raise Unauthorized
         trail.context = context = msgspec.structs.replace(
             context,
             request_id=trail.request_id,
@@ -190,6 +203,7 @@ class Edge:
             headers=headers,
             body=self._document(req),
             response_headers=trail.headers,
+            client=req.env.get("REMOTE_ADDR", ""),
             options=self.options,
         )
         route = endpoint.choose(call)
@@ -349,6 +363,8 @@ class Edge:
         if problem.status < 500:
             if isinstance(problem, (OverQuota, BodyTooLarge)):
                 trail.headers["Retry-After"] = "0"
+            elif isinstance(problem, TooManyRequests):
+                trail.headers["Retry-After"] = str(problem.seconds)
             return _fault(problem.status, problem.message)
         _log.error("request failed", exc_info=problem)
         shown = isinstance(problem, (StorageError, ServiceUnavailable))
@@ -388,6 +404,16 @@ def _fault(status: int, message: str) -> Answer:
     if status == 413:
         told["retryAfter"] = "0"
     return Answer(status, _encode({_FAULTS.get(status, "computeFault"): told}))
+
+
+def _as_identity(answer: Answer) -> Answer:
+    """A fault as the identity API tells it."""
+    if answer.content_type != _JSON or not answer.data:
+        return answer
+    told = next(iter(_decode(answer.data).values()))
+    title = HTTPStatus(answer.status).phrase
+    fault = {"code": answer.status, "message": told["message"], "title": title}
+    return Answer(answer.status, _encode({"error": fault}))
 
 
 def _params(query: str) -> Mapping[str, str]:

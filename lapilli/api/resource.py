@@ -42,6 +42,7 @@ class Call:
     headers: Mapping[str, str]  # upper-case names
     body: Any  # the decoded document, None without one
     response_headers: dict[str, str]
+    client: str = ""  # the address that the request came from
     options: ApiOptions = field(default_factory=ApiOptions)
 
     def allows(self, rule: Rule) -> bool:
@@ -97,6 +98,7 @@ class Route:
     secret: bool = False  # it may hold a secret, so it never is
     repeatable: bool = False  # the handler may run again
     resume: Handler | None = None  # `resume(call, earlier, *path values)`; default: tell what was made
+    public: bool = False  # served without credentials; its path has no variables
 
     def serves(self, version: int) -> bool:
         """Whether the window holds a microversion."""
@@ -152,6 +154,7 @@ class Routes:
         secret: bool = False,
         repeatable: bool = False,
         resume: Handler | None = None,
+        public: bool = False,
     ) -> Callable[[H], H]:
         def keep(handler: H) -> H:
             self.declared.append(
@@ -173,6 +176,7 @@ class Routes:
                     secret=secret,
                     repeatable=repeatable,
                     resume=resume,
+                    public=public,
                 )
             )
             return handler

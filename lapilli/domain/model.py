@@ -199,6 +199,28 @@ class Service(Record, frozen=True, kw_only=True):
         return last is not None and abs((moment - last).total_seconds()) <= down_after
 
 
+class ApplicationCredential(Record, frozen=True, kw_only=True):
+    """A secret that stands for a user in one project, with some of its roles; only its hash is kept."""
+
+    id: str
+    user_id: str
+    project_id: str
+    name: str
+    description: str | None = None
+    secret_hash: str
+    roles: list[str]
+    unrestricted: bool = False
+    expires_at: datetime | None = None
+    created_at: datetime
+
+
+class RevokedToken(Record, frozen=True, kw_only=True):
+    """A token that holds no longer; the row goes when the token would have expired."""
+
+    id: str  # the token's audit id
+    expires_at: datetime
+
+
 class LogLevel(Record, frozen=True, kw_only=True):
     """A level set for loggers of services that run; an empty binary or server means all of them."""
 

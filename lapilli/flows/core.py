@@ -17,9 +17,11 @@ from lapilli.domain.placement import SchedulerOptions
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.flows.definitions import Postponed
 from lapilli.flows.journal import Journal
-from lapilli.flows.options import TypeOptions, VolumeOptions
+from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
+from lapilli.ports.identity import Identity
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.store import records
+from lapilli.store.revocations import Revocations
 from lapilli.store.session import SILENT, Store
 
 
@@ -57,6 +59,7 @@ class Core:
     journal: Journal
     images: ImageSource
     converter: Converter
+    identity: Identity | None = None  # the service's own users, where they are in force
     started: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=records.now)
 
@@ -84,6 +87,16 @@ class Core:
     def types(self) -> TypeOptions:
         """Options about volume types."""
         return self.config.read(TypeOptions)
+
+    @cached_property
+    def identity_options(self) -> IdentityOptions:
+        """Options of the service's own identity."""
+        return self.config.read(IdentityOptions, "identity")
+
+    @cached_property
+    def revocations(self) -> Revocations:
+        """Tokens that hold no longer."""
+        return Revocations(self.store)
 
     @cached_property
     def quota(self) -> QuotaOptions:

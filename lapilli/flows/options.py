@@ -38,3 +38,15 @@ class TypeOptions:
     """What section [DEFAULT] says about volume types."""
 
     default_volume_type: str = option(BUILT_IN, "Type of volumes that are created without one.")
+
+
+@dataclass(frozen=True)
+class IdentityOptions:
+    """Section [identity]: the service's own identity."""
+
+    key_file: str | None = option(
+        None,
+        "Keys that tokens are sealed with, a line each; default: `identity.keys` in the state directory.",
+    )
+    token_expiration: int = option(3600, "Seconds that a token holds.", minimum=60)
+    region_name: str = option("RegionOne", "Region in the catalog.")

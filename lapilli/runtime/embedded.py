@@ -32,15 +32,16 @@ _log = logging.getLogger("lapilli.embedded")
 _CLOUDS = """\
 clouds:
   {cloud}:
-    auth_type: http_basic
     auth:
-      endpoint: {url}/v3/
+      auth_url: {url}/identity/v3
       username: {user}
       password: {password}
-    block_storage_endpoint_override: {url}/v3/
+      project_name: admin
+      user_domain_id: default
+      project_domain_id: default
+    region_name: RegionOne
     block_storage_api_version: "3"
     block_storage_default_microversion: "3.71"
-    image_endpoint_override: {url}/image/v2/
     image_api_version: "2"
     has_compute: false
 """
@@ -66,7 +67,7 @@ def make_credentials(state_dir: str, url: str, line_for: Callable[[str, str, str
     users, clouds = os.path.join(state_dir, "htpasswd"), os.path.join(state_dir, "clouds.yaml")
     if not os.path.exists(users):
         password = secrets.token_urlsafe(18)
-        write_private(users, line_for("admin", password, secrets.token_hex(16), "admin"))
+        write_private(users, line_for("admin", password, f"admin={secrets.token_hex(16)}", "admin"))
         write_private(clouds, _CLOUDS.format(cloud="lapilli", url=url, user="admin", password=password))
     elif os.path.exists(clouds):
         _readdress(clouds, url)
@@ -78,6 +79,7 @@ def _readdress(clouds: str, url: str) -> None:
     with open(clouds, encoding="utf-8") as file:
         old = file.read()
     endings = {
+        "auth_url": "/identity/v3",
         "endpoint": "/v3/",
         "block_storage_endpoint_override": "/v3/",
         "image_endpoint_override": "/image/v2/",

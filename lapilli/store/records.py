@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from lapilli.domain import states
 from lapilli.domain.model import (
+    ApplicationCredential,
     Attachment,
     Connection,
     DefaultType,
@@ -25,6 +26,7 @@ from lapilli.domain.model import (
     Pool,
     QosSpecs,
     Record,
+    RevokedToken,
     Service,
     Snapshot,
     Transfer,
@@ -50,6 +52,8 @@ TABLES: dict[type[Record], sa.Table] = {
     DefaultType: tables.default_types,
     Service: tables.services,
     LogLevel: tables.log_levels,
+    ApplicationCredential: tables.application_credentials,
+    RevokedToken: tables.revoked_tokens,
     Pool: tables.pools,
     Message: tables.messages,
     Operation: tables.operations,
@@ -63,6 +67,7 @@ _NAMES: dict[type[Record], str] = {
     Transfer: "transfer",
     VolumeType: "volume type",
     QosSpecs: "QoS specs",
+    ApplicationCredential: "application credential",
     DefaultType: "default type of project",
     Message: "message",
     Operation: "operation",

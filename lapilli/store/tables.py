@@ -20,8 +20,8 @@ _NAME = text(255)
 _RESOURCE = text(300)  # "gigabytes_" and a type's name
 
 
-def _time(name: str, *, nullable: bool = True) -> sa.Column[object]:
-    return sa.Column(name, TIME, nullable=nullable)
+def _time(name: str, *, nullable: bool = True, index: bool = False) -> sa.Column[object]:
+    return sa.Column(name, TIME, nullable=nullable, index=index)
 
 
 def _map(name: str) -> sa.Column[object]:
@@ -234,6 +234,29 @@ services = sa.Table(
     _time("created_at", nullable=False),
     _time("updated_at"),
     sa.UniqueConstraint("host", "binary", name="uq_services_host_binary"),
+)
+
+application_credentials = sa.Table(
+    "application_credentials",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("user_id", _NAME, nullable=False),
+    sa.Column("project_id", _NAME, nullable=False),
+    sa.Column("name", _NAME, nullable=False),
+    sa.Column("description", _NAME),
+    sa.Column("secret_hash", text(128), nullable=False),
+    sa.Column("roles", sa.JSON, nullable=False),
+    sa.Column("unrestricted", sa.Boolean, nullable=False),
+    _time("expires_at"),
+    _time("created_at", nullable=False),
+    sa.UniqueConstraint("user_id", "name", name="uq_application_credentials_user_id_name"),
+)
+
+revoked_tokens = sa.Table(
+    "revoked_tokens",
+    METADATA,
+    sa.Column("id", text(64), primary_key=True),
+    _time("expires_at", nullable=False, index=True),
 )
 
 log_levels = sa.Table(

@@ -114,7 +114,7 @@ class OpenStack:
 
 
 class Cinder:
-    """The `cinder` command, at one microversion, as `user:project` without a password."""
+    """The `cinder` command, at one microversion, as `user:project` without a password, or logged in."""
 
     def __init__(self, url: str, version: str, *, user: str = "admin", project: str = "demo") -> None:
         self.environment = clean_environment(
@@ -124,6 +124,14 @@ class Cinder:
             OS_PROJECT_ID=project,
             OS_VOLUME_API_VERSION=version,
         )
+
+    @classmethod
+    def logged_in(cls, auth: dict[str, str], version: str) -> Cinder:
+        """As a user who logs in; `auth` as in clouds.yaml."""
+        made = cls("", version)
+        told = {f"OS_{name.upper()}": value for name, value in auth.items()}
+        made.environment = clean_environment(**told, OS_VOLUME_API_VERSION=version)
+        return made
 
     def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run it, whatever comes of it."""

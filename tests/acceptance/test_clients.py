@@ -341,6 +341,51 @@ def test_sdk_attaching_the_old_way(sdk: Connection, version: str, tmp_path: Path
     _gone_all(sdk, storage.delete_volume, volume)
 
 
+# --- with a log-in of the service's own ------------------------------------------------------------------
+
+
+def test_cinder_with_a_password(clouds: Path) -> None:
+    """A client that knows only Keystone logs in at the service itself."""
+    auth = yaml.safe_load(clouds.read_text())["clouds"][CLOUDS[LATEST]]["auth"]
+    for version in (OLDEST, LATEST):
+        cinder = Cinder.logged_in(auth, version)
+        made = cinder.fields("create", "--name", f"by-cinder-{version}", "1")
+        cinder.wait("show", made["id"])
+        assert made["id"] in {each["ID"] for each in cinder.rows("list")}
+        cinder.run("delete", made["id"])
+    wrong = Cinder.logged_in({**auth, "password": "wrong"}, LATEST)
+    assert "401" in wrong.refused("list")
+
+
+def test_openstack_with_a_token(clouds: Path, tmp_path: Path) -> None:
+    """What needs an identity service: tokens, quota, limits, the catalog, application credentials."""
+    with OpenStack(clouds, CLOUDS[LATEST]) as cli:
+        token = cli.json("token", "issue")
+        project = cli.json("project", "show", "admin")
+        assert token["project_id"] == project["id"]
+        assert {each["Name"] for each in cli.json("catalog", "list")} >= {"cinder", "cinderv3", "keystone"}
+        assert cli.json("user", "show", "admin")["id"] == token["user_id"]
+        told = {each["Resource"]: each["Limit"] for each in cli.json("quota", "show", "--volume", "admin")}
+        assert told["volumes"] == 10
+        cli.run("quota", "set", "--volumes", "11", "admin")
+        told = {each["Resource"]: each["Limit"] for each in cli.json("quota", "show", "--volume", "admin")}
+        assert told["volumes"] == 11
+        made = cli.json("application", "credential", "create", "ci")
+    entry = yaml.safe_load(clouds.read_text())["clouds"][CLOUDS[LATEST]]
+    entry["auth_type"] = "v3applicationcredential"
+    entry["auth"] = {
+        "auth_url": entry["auth"]["auth_url"],
+        "application_credential_id": made["id"] if "id" in made else made["ID"],
+        "application_credential_secret": made["secret"] if "secret" in made else made["Secret"],
+    }
+    path = tmp_path / "clouds.yaml"
+    path.write_text(yaml.safe_dump({"clouds": {"ci": entry}}))
+    with OpenStack(path, "ci") as cli:
+        cli.json("volume", "create", "--size", "1", "by-credential")
+        cli.wait("volume", "show", "by-credential")
+        cli.run("volume", "delete", "by-credential")
+
+
 # --- cinder ----------------------------------------------------------------------------------------------
 
 

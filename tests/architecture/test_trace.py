@@ -40,7 +40,7 @@ import pytest
 
 import lapilli
 from lapilli import compose, events, wsgi
-from lapilli.adapters.auth.basic import line_for
+from lapilli.adapters.auth.users import line_for
 from lapilli.api.app import make_app
 from lapilli.config import Config
 from lapilli.runtime.service import leave_nothing_running
@@ -177,7 +177,7 @@ def house(tmp_path: Path, tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> It
     roles = compose.make_roles(core, ("scheduler", "volume"))
     for role in roles:
         role.start()
-    monkeypatch.setitem(wsgi._built, os.getpid(), make_app(core, compose.make_authenticator(config)))
+    monkeypatch.setitem(wsgi._built, os.getpid(), make_app(core, compose.make_authenticator(core)))
     server = make_server("127.0.0.1", 0, wsgi.application, handler_class=Quiet)
     serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()

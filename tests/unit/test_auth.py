@@ -13,9 +13,16 @@ import bcrypt
 import pytest
 from hypothesis import given, strategies as st
 
-from lapilli.adapters.auth import basic
-from lapilli.adapters.auth.basic import BasicAuthenticator, _credentials, expand, line_for, project_id_of
+from lapilli.adapters.auth import users as user_file
 from lapilli.adapters.auth.none import NoAuthenticator
+from lapilli.adapters.auth.users import (
+    BasicAuthenticator,
+    UserFile,
+    _credentials,
+    expand,
+    line_for,
+    project_id_of,
+)
 from lapilli.context import ReadyAnswer
 from lapilli.errors import ConfigError, Unauthorized
 
@@ -37,7 +44,7 @@ def users(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def door(users: Path) -> BasicAuthenticator:
-    return BasicAuthenticator(str(users))
+    return BasicAuthenticator(UserFile(str(users)))
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         made.append(hash_)
         return check(password, hash_)
 
-    monkeypatch.setattr(basic.bcrypt, "checkpw", counted)
+    monkeypatch.setattr(user_file.bcrypt, "checkpw", counted)
     return made
 
 
@@ -65,7 +72,7 @@ def test_right_password(door: BasicAuthenticator) -> None:
 def test_user_ids_are_stable(users: Path, door: BasicAuthenticator) -> None:
     before = door.authenticate(header("ann", "secret")).user_id
     users.write_text(f"ann:{hashed('other')}:p9:reader\n")
-    after = BasicAuthenticator(str(users)).authenticate(header("ann", "other"))
+    after = BasicAuthenticator(UserFile(str(users))).authenticate(header("ann", "other"))
     assert after.user_id == before
     assert len(before) == 32
     assert before.isalnum()
@@ -120,7 +127,7 @@ def test_any_header_can_be_judged(value: str) -> None:
 def test_a_password_with_colons_and_umlauts(tmp_path: Path) -> None:
     path = tmp_path / "htpasswd"
     path.write_text(f"ann:{hashed('a:b:ü')}:p1:member\n", encoding="utf-8")
-    assert BasicAuthenticator(str(path)).authenticate(header("ann", "a:b:ü")).project_id == "p1"
+    assert BasicAuthenticator(UserFile(str(path))).authenticate(header("ann", "a:b:ü")).project_id == "p1"
 
 
 # --- cost ------------------------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ def test_a_right_password_is_forgotten_in_time(
     door: BasicAuthenticator, checks: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(basic.time, "monotonic", lambda: now)
+    monkeypatch.setattr(user_file.time, "monotonic", lambda: now)
     door.authenticate(header("ann", "secret"))
     now += 299
     door.authenticate(header("ann", "secret"))
@@ -157,7 +164,7 @@ def test_an_unknown_name_costs_as_much_as_a_wrong_password(tmp_path: Path, check
     """One hash of the cost that new users get; so the time tells nothing."""
     path = tmp_path / "htpasswd"
     path.write_text(line_for("ann", "secret", "p1", "member"))
-    door = BasicAuthenticator(str(path))
+    door = BasicAuthenticator(UserFile(str(path)))
     for name in ("ann", "nobody"):
         with pytest.raises(Unauthorized):
             door.authenticate(header(name, "wrong"))
@@ -220,7 +227,7 @@ def test_a_removed_file_lets_nobody_in(users: Path, door: BasicAuthenticator) ->
 def write(tmp_path: Path, text: str) -> BasicAuthenticator:
     path = tmp_path / "htpasswd"
     path.write_text(text)
-    return BasicAuthenticator(str(path))
+    return BasicAuthenticator(UserFile(str(path)))
 
 
 def test_lines(tmp_path: Path) -> None:
@@ -244,9 +251,7 @@ def test_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["ann", "ann:x:p1", "ann:x:p1:member:more", "::::"])
 def test_a_line_that_is_none(tmp_path: Path, line: str) -> None:
     door = write(tmp_path, f"bob:{hashed('b')}:p:member\n{line}\n")
-    with pytest.raises(
-        ConfigError, match=r"htpasswd: a line is user:hash:project_id:role,role, not \d fields"
-    ):
+    with pytest.raises(ConfigError, match=r"htpasswd: a line is user:hash:project:role,role, not \d fields"):
         door.authenticate(header("bob", "b"))
 
 

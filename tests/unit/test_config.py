@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lapilli import compose
-from lapilli.adapters.auth.basic import BasicOptions
+from lapilli.adapters.auth.users import BasicOptions
 from lapilli.adapters.drivers.filepool import FilePoolOptions
 from lapilli.adapters.drivers.sim import SimOptions
 from lapilli.adapters.targets.tgt import TgtOptions

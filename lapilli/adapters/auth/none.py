@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lapilli.adapters.auth.basic import expand
+from lapilli.adapters.auth.users import expand
 from lapilli.context import Context, ReadyAnswer
 
 ROLES = expand({"admin"})

@@ -13,21 +13,22 @@ from lapilli.api.resource import Call, Routes
 from lapilli.domain.model import Image
 from lapilli.errors import InvalidInput, LapilliError, NotFound
 
-route = Routes(root="/image/v2")
+route = Routes(root="/image")
 
 LIST = rule("get_images", READER)
 SHOW = rule("get_image", READER)
 PAGE = 1000
 
 
-@route.get("/")
+@route.get("/", public=True)
+@route.get("/v2/", public=True)
 def discover(call: Call) -> dict[str, Any]:
     """The version document."""
     link = {"rel": "self", "href": f"{call.base_url}/image/v2/"}
     return {"versions": [{"id": "v2.16", "status": "CURRENT", "links": [link]}]}
 
 
-@route.get("/images", rule=LIST)
+@route.get("/v2/images", rule=LIST)
 def index(call: Call) -> dict[str, Any]:
     """The caller's images by name, a page at a time; images are never hidden."""
     hidden = call.params.get("os_hidden", "").lower() == "true"
@@ -55,7 +56,7 @@ def index(call: Call) -> dict[str, Any]:
     return told
 
 
-@route.get("/images/{id}", rule=SHOW)
+@route.get("/v2/images/{id}", rule=SHOW)
 def show(call: Call, identifier: str) -> dict[str, Any]:
     """One image by id."""
     try:
