@@ -309,7 +309,9 @@ def _claimable(role: str) -> sa.Select[Any]:
         sa.or_(_op.lease_until.is_(None), _op.lease_until <= sa.bindparam("moment")),
         ~lane_is_busy,
     ]
-    if role != "scheduler":
+    if role == "scheduler":
+        conditions.append(_op.host.is_(None))
+    else:
         conditions.append(_op.host.in_(sa.bindparam("hosts", expanding=True)))
     return (
         sa.select(tables.operations)

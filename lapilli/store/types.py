@@ -33,6 +33,8 @@ TIME = Time()
 MARIADB = {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_nopad_bin"}
 TABLE_OPTIONS: dict[str, Any] = {f"mariadb_{name}": value for name, value in MARIADB.items()}
 
+# an operation that has not ended
+UNFINISHED = "state IN ('queued', 'running', 'reverting')"
 # somebody works on an operation, or has died at it
 HELD = "state IN ('running', 'reverting') AND owner IS NOT NULL"
 ONE_PER_LANE = (

@@ -357,6 +357,31 @@ def test_no_more_than_asked_for(shop: Shop) -> None:
     assert [row.id for row in shop.claim(most=9)] == ids[2:]
 
 
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("role", ["scheduler", "volume"])
+def test_a_claim_costs_no_more_when_the_queue_is_long(shop: Shop, role: str) -> None:
+    """Counted in instructions of SQLite's virtual machine."""
+    steps: list[int] = []
+
+    def count(connection: Any, *_more: Any) -> None:
+        connection.set_progress_handler(lambda: steps.append(1), 10)
+
+    def cost() -> int:
+        steps.clear()
+        (row,) = shop.claim(role, most=1)
+        spent = len(steps)
+        shop.run(row)
+        return spent
+
+    sa.event.listen(shop.core.store.engine, "checkout", count)
+    shop.submit("test.legs", lane="first", role=role)
+    alone = cost()
+    for number in range(100):
+        shop.submit("test.legs", lane=str(number), role=role)
+    among_many = cost()
+    assert among_many < 3 * alone, (among_many, alone)
+
+
 # --- lanes ----------------------------------------------------------------------------------------------
 
 
