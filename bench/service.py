@@ -119,7 +119,8 @@ class Service:
 
     def project_id(self) -> str:
         """The admin's project."""
-        return (self.state_dir / "htpasswd").read_text().splitlines()[0].split(":")[2]
+        project = (self.state_dir / "htpasswd").read_text().splitlines()[0].split(":")[2]
+        return project.rpartition("=")[2]  # of name=id
 
     def asker(self) -> load.Asker:
         """Makes requests as the admin."""
