@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lapilli import compose
-from lapilli.config import Config
+from lapilli.config import Config, ServiceOptions
 from lapilli.errors import LapilliError
 
 LISTEN = "127.0.0.1:8776"
-DRAIN = 6.0  # seconds that running work has to end in at a stop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", _doctor, "Compare the database with quota, pools, back ends and targets.")
     doctor.add_argument("--fix", action="store_true", help="mend what can be mended safely")
     _operation_commands(commands)
+    _service_commands(commands)
     _image_commands(commands)
     return parser
 
@@ -115,7 +115,7 @@ def _serve(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         pass  # told to stop before there was an HTTP server
     finally:
-        roles.stop(DRAIN + 1)
+        roles.stop(config.read(ServiceOptions).graceful_shutdown_timeout + 1)
     return 1 if roles.failed else 0
 
 
@@ -158,7 +158,7 @@ def _run_roles(config: Config, names: tuple[str, ...]) -> None:
     for role in roles:
         role.start()
     told.wait()
-    service.leave_nothing_running(roles, DRAIN)
+    service.leave_nothing_running(roles, core.service.graceful_shutdown_timeout)
     core.journal.bus.close()
 
 
@@ -283,6 +283,59 @@ def _operation_abandon(options: argparse.Namespace) -> None:
     else:
         core.journal.abandon(options.operation)
         print(f"Operation {options.operation} is reverted by the next worker.")
+    core.journal.bus.close()
+
+
+# --- services --------------------------------------------------------------------------------------------
+
+
+def _service_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    service = commands.add_parser("service", help="See the services, and take a host out of work.")
+    actions = service.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="List services, and the hosts that serve each back end.")
+    listing.set_defaults(run=_service_list)
+    drain = actions.add_parser(
+        "drain", help="Let a volume host begin nothing new, and wait until it has nothing in hand."
+    )
+    drain.add_argument("--reason", help="shown to whoever asks why nothing is placed there")
+    drain.add_argument(
+        "--timeout", type=float, default=600, metavar="SECONDS", help="default: 600; 0: ask only"
+    )
+    drain.set_defaults(run=_service_drain)
+    enable = actions.add_parser("enable", help="Let a host that is drained work again.")
+    enable.set_defaults(run=_service_enable)
+    for each in (drain, enable):
+        each.add_argument("host", metavar="HOST", help="a host's name, or HOST@BACKEND")
+    for each in (listing, drain, enable):
+        _common(each)
+
+
+def _service_list(options: argparse.Namespace) -> None:
+    from lapilli.runtime import services  # noqa: PLC0415 - what only this command needs
+
+    core = compose.make_core(_config(options))
+    for line in services.listing(core):
+        print(line)
+    core.journal.bus.close()
+
+
+def _service_drain(options: argparse.Namespace) -> int:
+    from lapilli.runtime import services  # noqa: PLC0415 - what only this command needs
+
+    core = compose.make_core(_config(options))
+    for line in services.drain(core, options.host, options.reason, options.timeout):
+        print(line, flush=True)
+    empty = services.is_empty(core, options.host)
+    core.journal.bus.close()
+    return 0 if empty else 1
+
+
+def _service_enable(options: argparse.Namespace) -> None:
+    from lapilli.runtime import services  # noqa: PLC0415 - what only this command needs
+
+    core = compose.make_core(_config(options))
+    services.enable(core, options.host)
+    print(f"Host {options.host} works again.")
     core.journal.bus.close()
 
 

@@ -154,6 +154,9 @@ class ServiceOptions:
         60, "Seconds without a heartbeat after which a service is down.", minimum=2
     )
     backend_stats_polling_interval: int = option(60, "Seconds between pool statistics.", minimum=3)
+    graceful_shutdown_timeout: int = option(
+        6, "Seconds that running work has to end in at a stop; then others carry on with it.", minimum=1
+    )
     log_file: str | None = option(None, "Log to this file instead of standard error.")
     log_level: str = option("INFO", "Lowest level logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 

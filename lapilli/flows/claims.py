@@ -146,23 +146,34 @@ class Claims:
         self.hanging: set[tuple[str, int]] = set()  # what it has lost, in calls that have not come back
 
     def claim(
-        self, role: str, hosts: Sequence[str], most: int, *, look_first: bool = True
+        self,
+        role: str,
+        hosts: Sequence[str],
+        most: int,
+        *,
+        look_first: bool = True,
+        finishing: Sequence[str] = (),
     ) -> list[Operation]:
         """Claim up to `most` operations that this process may run, oldest first, one per lane.
+
+        Of the hosts `finishing` only what was begun there, and lost its holder.
 
         A lane is worked off in order: what is queued in it waits for everything older, also while that is
         postponed. `look_first` spares an idle sweep the write lock.
         """
         wanted = {"hosts": list(hosts), "moment": records.now(), "most": most}
+        if finishing:
+            wanted["finishing"] = list(finishing)
+        claimable = _claimable(role, bool(finishing))
         if look_first:
             with self.store.read() as connection:
-                if connection.execute(_claimable(role), {**wanted, "most": 1}).first() is None:
+                if connection.execute(claimable, {**wanted, "most": 1}).first() is None:
                     return []
         for _attempt in range(3):
             try:
                 with self.store.write() as connection:
                     moment = wanted["moment"] = records.now()
-                    rows = connection.execute(_claimable(role), wanted).all()
+                    rows = connection.execute(claimable, wanted).all()
                     # not what runs here: a lease that seems over to its own holder is a clock set forward
                     claimed = [
                         records.make(Operation, row)
@@ -178,6 +189,12 @@ class Claims:
             except sa.exc.IntegrityError:
                 pass  # another process has just claimed of the same lane: now that can be seen
         return []
+
+    def hand_over(self) -> None:
+        """End the leases of all that this process is at work on: it stops this very moment."""
+        mine = tables.operations.update().where(_op.state.in_(HELD), _op.owner == self.owner)
+        with self.store.write() as connection:
+            connection.execute(mine.values(lease_until=records.now()))
 
     def renew(self) -> None:
         """Extend the leases of everything that this process is at work on."""
@@ -282,7 +299,7 @@ def _claimed(row: Operation, owner: str) -> Operation:
 
 
 @lru_cache(maxsize=4)
-def _claimable(role: str) -> sa.Select[Any]:
+def _claimable(role: str, finishing: bool) -> sa.Select[Any]:
     other = tables.operations.alias()
     earlier = sa.or_(
         other.c.created_at < _op.created_at,
@@ -312,7 +329,11 @@ def _claimable(role: str) -> sa.Select[Any]:
     if role == "scheduler":
         conditions.append(_op.host.is_(None))
     else:
-        conditions.append(_op.host.in_(sa.bindparam("hosts", expanding=True)))
+        served: sa.ColumnElement[bool] = _op.host.in_(sa.bindparam("hosts", expanding=True))
+        if finishing:
+            begun = _op.host.in_(sa.bindparam("finishing", expanding=True))
+            served = sa.or_(served, sa.and_(_op.state.in_(HELD), begun))
+        conditions.append(served)
     return (
         sa.select(tables.operations)
         .where(*conditions)

@@ -25,6 +25,9 @@ def is_up(core: Core, service: Service) -> bool:
 def enable(core: Core, host: str, binary: str) -> None:
     """Let new work be placed on a service again. Raises `NotFound`."""
     _set(core, host, binary, disabled=False, disabled_reason=None)
+    if binary == VOLUME:  # that ends a drain, too
+        with core.store.write(durable=True) as connection:
+            connection.execute(tables.drains.delete().where(tables.drains.c.backend == host))
 
 
 def disable(core: Core, host: str, binary: str, reason: str | None = None) -> None:

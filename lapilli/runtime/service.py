@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,6 +27,7 @@ from lapilli.flows.owners import owner_is_dead
 from lapilli.flows.volume_tasks import reference
 from lapilli.ports.driver import ImageCache
 from lapilli.ports.target import ExportSpec
+from lapilli.runtime.membership import Membership
 from lapilli.store import keys, metrics, records, tables
 
 _log = logging.getLogger("lapilli.service")
@@ -67,6 +69,7 @@ class RoleService:
             threading.Thread(target=self._keep_loop, name=f"{role}-keeper", daemon=True),
         ]
         self._suspects: set[tuple[str, str]] = set()
+        self._members = Membership(core, host, self.backends)
 
     # --- start and stop ---
 
@@ -76,6 +79,7 @@ class RoleService:
             backend.driver.start()
             backend.target.start()
             self._restore_exports(backend)
+        self._members.join()
         self._beat()
         for backend in self.backends.values():
             self._report(backend)
@@ -89,11 +93,16 @@ class RoleService:
         """
         self._stopping.set()
         self._wakes.notify()
-        deadline = time.monotonic() + seconds
+        renewed = time.monotonic()
+        deadline = renewed + seconds
         while self._busy() and time.monotonic() < deadline:
+            if time.monotonic() - renewed > LEASE.total_seconds() / 3:
+                renewed = time.monotonic()
+                self._try(self.core.journal.renew)
             time.sleep(0.02)
         finished = not self._running
         self._try(self._count)
+        self._try(self._members.leave)
         self._pool.shutdown(wait=False, cancel_futures=True)
         return finished
 
@@ -111,6 +120,8 @@ class RoleService:
                 if time.monotonic() - reaped >= SWEEP:
                     reaped = time.monotonic()
                     self.core.journal.reap()
+                    if self._members.look():
+                        self._members.beat()
                 self._claim(look_first=not woken)
             except DatabaseUnavailable as problem:
                 _log.warning("claiming failed; trying again: %s", problem)
@@ -128,7 +139,13 @@ class RoleService:
             free = min(self._size - len(self._busy()), free + MOST_HANGING)
         if free <= 0:
             return
-        claimed = self.core.journal.claim(self.role, list(self.backends), free, look_first=look_first)
+        claimed = self.core.journal.claim(
+            self.role,
+            self._members.claiming,
+            free,
+            look_first=look_first,
+            finishing=self._members.draining,
+        )
         self._starved = len(claimed) == free
         for row in claimed:
             future = self._pool.submit(self._run, row)
@@ -197,6 +214,10 @@ class RoleService:
                 table = tables.messages
                 connection.execute(table.delete().where(table.c.expires_at < records.now()))
                 keys.purge(connection)
+                members = tables.members
+                connection.execute(
+                    members.delete().where(members.c.heartbeat_at < records.now() - metrics.SILENT)
+                )
 
     def _beat(self) -> None:
         names = {name: each.availability_zone for name, each in self.backends.items()}
@@ -206,12 +227,13 @@ class RoleService:
         with self.core.store.write() as connection:
             for name in names or {self.host: zone}:
                 zone_of = names.get(name, zone)
+                mine = table.update().where(table.c.host == name, table.c.binary == BINARIES[self.role])
+                if drained := name in self._members.draining:
+                    mine = mine.where(table.c.disabled.is_(True))  # else others speak for it, or nobody
                 changed = connection.execute(
-                    table.update()
-                    .where(table.c.host == name, table.c.binary == BINARIES[self.role])
-                    .values(heartbeat_at=moment, updated_at=moment, availability_zone=zone_of)
+                    mine.values(heartbeat_at=moment, updated_at=moment, availability_zone=zone_of)
                 )
-                if changed.rowcount == 0:
+                if changed.rowcount == 0 and not drained:
                     records.add_missing(
                         connection,
                         Service(
@@ -224,6 +246,7 @@ class RoleService:
                             updated_at=moment,
                         ),
                     )
+        self._members.beat()
         self.core.contact.made()
 
     def _report_all(self) -> None:
@@ -341,9 +364,12 @@ def leave_nothing_running(services: Sequence[RoleService], seconds: float) -> No
     deadline = time.monotonic() + seconds
     done = [service.stop(max(0.1, deadline - time.monotonic())) for service in services]
     if not all(done):
-        _log.warning("stopping with work under way; the next start carries on with it")
+        _log.warning("stopping with work under way; whoever is next carries on with it")
     for backend in (each for service in services for each in service.backends.values()):
         backend.target.stop()
     if not all(done):
+        for core in {id(each.core): each.core for each in services}.values():
+            with suppress(DatabaseUnavailable):
+                core.journal.hand_over()
         logging.shutdown()
         os._exit(0)

@@ -380,5 +380,25 @@ process_metrics = sa.Table(
     _time("reported_at", nullable=False),
 )
 
+# what a process serves; `claiming`: it takes new operations there
+members = sa.Table(
+    "members",
+    METADATA,
+    sa.Column("owner", _NAME, primary_key=True),
+    sa.Column("backend", _NAME, primary_key=True),
+    sa.Column("host", _NAME, nullable=False),
+    sa.Column("claiming", sa.Boolean, nullable=False),
+    _time("heartbeat_at", nullable=False),
+)
+
+drains = sa.Table(
+    "drains",
+    METADATA,
+    sa.Column("host", _NAME, primary_key=True),
+    sa.Column("backend", _NAME, primary_key=True),
+    sa.Column("disabled", sa.Boolean, nullable=False),  # the service, by this drain
+    _time("requested_at", nullable=False),
+)
+
 for _table in METADATA.tables.values():
     _table.dialect_options["mariadb"].update(MARIADB)

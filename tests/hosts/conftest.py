@@ -21,6 +21,7 @@ def running_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     try:
         made.start()
         yield made
+        made.check()
     except databases.NotInstalled as problem:
         pytest.skip(str(problem))
     finally:
@@ -29,7 +30,7 @@ def running_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture
 def cloud(running_cloud: Cloud) -> Iterator[Cloud]:
-    """The cloud, whole; and looked through afterwards."""
+    """The cloud, whole before and after the test."""
     running_cloud.wait_until_whole()
     yield running_cloud
     for host in running_cloud.hosts.values():
@@ -37,4 +38,3 @@ def cloud(running_cloud: Cloud) -> Iterator[Cloud]:
     if running_cloud.database is not None:
         running_cloud.database.heal()
     running_cloud.wait_until_whole()
-    running_cloud.check()

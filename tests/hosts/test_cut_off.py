@@ -74,6 +74,7 @@ def test_a_volume_host_is_cut_off_in_the_middle_of_its_work(cloud: Cloud) -> Non
     ]
     with cloud.hosts["right"].paused():
         cloud.volume()  # the one that was away works again
+    cloud.check()
 
 
 def test_a_scheduler_is_cut_off_within_its_transaction(cloud: Cloud) -> None:
@@ -97,6 +98,7 @@ def test_a_scheduler_is_cut_off_within_its_transaction(cloud: Cloud) -> None:
     [(kind, state, _)] = _operations(cloud, made)
     assert (kind, state) == ("volume.create", "done")
     assert cloud.ask("SELECT allocated_gb FROM pools WHERE backend = :host", host=TOGETHER) == [(before + 3,)]
+    cloud.check()
 
 
 def test_the_database_is_cut_off_from_everybody(cloud: Cloud) -> None:
@@ -143,3 +145,4 @@ def test_the_database_is_cut_off_from_everybody(cloud: Cloud) -> None:
     while page := cloud.api.get(f"/v3/volumes?limit=500&offset={len(listed)}").json()["volumes"]:
         listed += page
     assert sorted(each["name"] for each in listed if each["name"]) == sorted(accepted)
+    cloud.check()

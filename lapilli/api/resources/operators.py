@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
@@ -13,7 +14,7 @@ from lapilli.api.resource import Call, Routes
 from lapilli.domain import placement
 from lapilli.domain.model import Pool, Service, VolumeType
 from lapilli.errors import InvalidInput, NotFound, NoValidBackend
-from lapilli.flows import services as flows, volume_types
+from lapilli.flows import drains, services as flows, volume_types
 from lapilli.store import records
 
 route = Routes()
@@ -84,9 +85,12 @@ def _which(reason: Property) -> Body:
 
 @route.put("/os-services/enable", rule=UPDATE, accepts=_which(Property(_TEXT)))
 def enable(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Let new work be placed on a service again."""
+    """Let new work be placed on a service again; that ends a drain of it, or of all that a host serves."""
     host, binary = wanted["host"], _binary(wanted)
-    flows.enable(call.core, host, binary)
+    if binary == flows.VOLUME and "@" not in host:
+        drains.lift(call.core, host)
+    else:
+        flows.enable(call.core, host, binary)
     return {"host": host, "service": binary, "binary": binary, "status": "enabled", "disabled": False}
 
 
@@ -108,6 +112,21 @@ def disable_with_reason(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     host, binary, reason = wanted["host"], _binary(wanted), wanted["disabled_reason"]
     flows.disable(call.core, host, binary, reason)
     return {**_disabled(host, binary), "disabled_reason": reason}
+
+
+@route.put(
+    "/os-services/drain",
+    rule=UPDATE,
+    accepts=body(None, host=_HOST, disabled_reason=Property({**_TEXT, "maxLength": 255})),
+)
+def drain(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Let a volume host begin nothing new, and tell what is left to it; may be repeated until it is empty."""
+    found = drains.drain(call.core, wanted["host"], wanted.get("disabled_reason"))
+    return {
+        "host": wanted["host"],
+        "empty": all(each.empty for each in found),
+        "backends": [{**asdict(each), "empty": each.empty} for each in found],
+    }
 
 
 _HOST_ONLY = body(None, host=_HOST)
