@@ -445,7 +445,7 @@ def _image_add(options: argparse.Namespace) -> None:
 
 
 def _image_list(options: argparse.Namespace) -> None:
-    for image in compose.make_images(_config(options)).all():
+    for image in compose.make_directory_images(_config(options)).all():
         size = f"{(image.virtual_size or image.size or 0) / 2**30:.2f} GiB"
         name = _printable(image.name or "-")
         print(f"{image.id}  {image.status:8}  {image.disk_format or '-':6}  {size:>11}  {name}")
@@ -457,7 +457,7 @@ def _printable(text: str) -> str:
 
 
 def _image_delete(options: argparse.Namespace) -> None:
-    images = compose.make_images(_config(options))
+    images = compose.make_directory_images(_config(options))
     for reference in options.images:
         images.delete(images.get(reference).id)
 

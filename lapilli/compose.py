@@ -25,6 +25,7 @@ from lapilli.adapters.auth.users import BasicAuthenticator, BasicOptions, OwnAut
 from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.buses.polling import PollingBus
 from lapilli.adapters.images.directory import DirectoryImages
+from lapilli.adapters.images.image_api import GlanceOptions, ServiceUserOptions
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.config import Config, ServiceOptions, option
 from lapilli.context import Authenticator, Context
@@ -102,7 +103,7 @@ class FunctionOptions:
 class ImageOptions:
     """Where images are."""
 
-    image_source: str = option("directory", "Image source.", choices=("directory",))
+    image_source: str = option("directory", "Image source.", choices=("directory", "glance"))
     image_directory: str | None = option(None, "Directory of the images; default: in the state directory.")
 
 
@@ -110,6 +111,8 @@ _SECTIONS: tuple[tuple[type, str], ...] = (
     *((each, "DEFAULT") for each in (ServiceOptions, WorkerOptions, AuthOptions, ImageOptions)),
     *((each, "DEFAULT") for each in (ApiOptions, VolumeOptions, TypeOptions, QuotaOptions)),
     *((each, "DEFAULT") for each in (placement.SchedulerOptions, FunctionOptions)),
+    (GlanceOptions, "DEFAULT"),
+    (ServiceUserOptions, "service_user"),
     (DatabaseOptions, "database"),
     (BasicOptions, "http_basic"),
     (IdentityOptions, "identity"),
@@ -189,13 +192,27 @@ def _told_plainly() -> Iterator[None]:
 
 
 def make_images(config: Config) -> ImageSource:
-    """The image source."""
-    return make_directory_images(config)
+    """The image source. Raises `ConfigError`."""
+    if config.read(ImageOptions).image_source == "directory":
+        return make_directory_images(config)
+    from lapilli.adapters.images.glance import GlanceImages  # noqa: PLC0415 - heavy
+
+    user = config.read(ServiceUserOptions, "service_user", fallback="keystone_authtoken")
+    for name in ("auth_url", "username", "password"):
+        if getattr(user, name) is None:
+            raise ConfigError(
+                f"[service_user] {name}: image_source = glance needs it here or in [keystone_authtoken]."
+            )
+    return GlanceImages(config.read(GlanceOptions), user, state_file(config, "conversion"))
 
 
 def make_directory_images(config: Config) -> DirectoryImages:
-    """The directory of images, which can also be added to from the command line."""
+    """The directory of images, which can be added to from the command line. Raises `ConfigError`."""
     options = config.read(ImageOptions)
+    if options.image_source != "directory":
+        raise ConfigError(
+            f"[DEFAULT] image_source = {options.image_source!r}: the images are in another service."
+        )
     return DirectoryImages(options.image_directory or state_file(config, "images"))
 
 

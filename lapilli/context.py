@@ -12,8 +12,24 @@ import msgspec
 _REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
+class Token:
+    """The caller's own token, for what is asked of other services while the caller waits.
+
+    It lives in memory only: it has no text form, and no encoder takes it.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The token itself, for a header."""
+        return self._text
+
+
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller of one request; also stored with the durable work that the request starts."""
+    """The caller of one request."""
 
     user_id: str
     project_id: str
@@ -21,6 +37,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
     global_request_id: str | None = None
     service_roles: frozenset[str] = frozenset()
+    token: Token | None = None
 
     @property
     def is_admin(self) -> bool:

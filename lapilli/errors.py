@@ -54,6 +54,13 @@ class Forbidden(LapilliError):
         super().__init__(f"Policy doesn't allow {rule} to be performed.")
 
 
+class PolicyRefused(Forbidden):
+    """The policy of another service refuses the caller (403)."""
+
+    def __init__(self, message: str) -> None:
+        LapilliError.__init__(self, message)
+
+
 class NotFound(LapilliError):
     """No such resource, or not one that this caller may see (404)."""
 
@@ -134,6 +141,12 @@ class ServiceUnavailable(LapilliError):
 
     status = 503
     code = "service-unavailable"
+
+
+class ImageServiceUnavailable(ServiceUnavailable):
+    """The image service does not answer, or refuses this service (503)."""
+
+    code = "image-service-unavailable"
 
 
 class DatabaseUnavailable(ServiceUnavailable):

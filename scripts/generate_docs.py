@@ -85,6 +85,8 @@ _SECTIONS = {
     "QuotaOptions": "DEFAULT",
     "SchedulerOptions": "DEFAULT",
     "WorkerOptions": "DEFAULT",
+    "GlanceOptions": "DEFAULT",
+    "ServiceUserOptions": "service_user",
     "DatabaseOptions": "database",
     "BasicOptions": "http_basic",
     "IdentityOptions": "identity",

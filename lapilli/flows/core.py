@@ -19,7 +19,7 @@ from lapilli.flows.definitions import Postponed
 from lapilli.flows.journal import Journal
 from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
 from lapilli.ports.identity import Identity
-from lapilli.ports.images import Converter, ImageSource
+from lapilli.ports.images import Converter, ImageSource, OwnImages
 from lapilli.store import records
 from lapilli.store.revocations import Revocations
 from lapilli.store.session import SILENT, Store
@@ -107,6 +107,11 @@ class Core:
     def scheduler(self) -> SchedulerOptions:
         """How pools are chosen."""
         return self.config.read(SchedulerOptions)
+
+    @property
+    def own_images(self) -> OwnImages | None:
+        """The image source, where it is the service's own; None where images have a service of their own."""
+        return self.images if isinstance(self.images, OwnImages) else None
 
     @contextmanager
     def single_flight(self, name: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ from lapilli.domain import placement
 from lapilli.flows import scheduling
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import candidates, request_for
-from lapilli.flows.volumes import VolumeRequest, plan_create
+from lapilli.flows.volumes import VolumeRequest, find_image, plan_create
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +24,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 def explain(core: Core, context: Context, request: VolumeRequest) -> Explanation:
     """Decide for a request as it is now. Raises as a create does, but asks for no quota."""
+    image = find_image(core, context, request)
     with core.store.read() as connection:
-        plan = plan_create(core, context, connection, request)
+        plan = plan_create(core, context, connection, request, image)
         asked = request_for(connection, plan.volume, plan.spec, core.scheduler, {})
         pools = candidates(connection, core.service.service_down_time)
         absent = scheduling.left_out(connection, core.service.service_down_time)

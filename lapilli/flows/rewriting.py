@@ -11,6 +11,7 @@ from lapilli.errors import Conflict, InvalidInput, InvalidState, Unsupported
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
+from lapilli.flows.images import metadata_of
 from lapilli.flows.volume_tasks import (
     backend_host,
     complain,
@@ -20,7 +21,7 @@ from lapilli.flows.volume_tasks import (
     snapshot_reference,
     write_image,
 )
-from lapilli.flows.volumes import IDLE, NOT_CONNECTED, NOT_MIGRATING, image_fits, image_metadata_of
+from lapilli.flows.volumes import IDLE, NOT_CONNECTED, NOT_MIGRATING, image_fits
 from lapilli.ports.driver import Reverting
 from lapilli.store import records, tables
 from lapilli.store.session import rerun_when_contended
@@ -144,7 +145,7 @@ def reimage(core: Core, context: Context, volume: Volume, image: Image, *, reser
             context,
             volume.id,
             host=backend_host(fresh.host),
-            args={"image_id": image.id, "image_metadata": image_metadata_of(image)},
+            args={"image_id": image.id, "image_metadata": metadata_of(image)},
         )
     core.journal.announce(submitted)
 

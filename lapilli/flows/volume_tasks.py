@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -267,6 +268,7 @@ def write_image(work: Work, volume: Volume, image_id: str, *, over: bool = False
                 return
         driver.create(ref)
         scratch = os.path.join(work.core.config.state_dir, "conversion")
+        os.makedirs(scratch, mode=0o700, exist_ok=True)
         with work.core.images.fetch(image, scratch, work.progress) as path:
             _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), volume)
             if over and isinstance(driver, Blanking):
@@ -537,20 +539,23 @@ class UploadVolume(Task):
         """Raises `StorageError`."""
         volume, images = load(work), work.core.images
         image_id, disk_format = work.args["image_id"], work.args["disk_format"]
-        if images.get(image_id).status == "active":
-            return  # done by a worker that died before it could say so
-        path = os.path.join(images.upload_directory(), f"{image_id}.part")
-        address = work.storage.driver.address(reference(volume))
-        work.core.converter.from_raw(address, disk_format, path, work.progress)
-        images.upload(image_id, path, work.progress)
+        path = self._path(work)
+        # it is active when a worker died before it could say so
+        if images.get(image_id).status != "active":
+            address = work.storage.driver.address(reference(volume))
+            work.core.converter.from_raw(address, disk_format, path, work.progress)
+            images.upload(image_id, path, work.progress)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
     def revert(self, work: Work) -> None:
         """Remove the image that did not become one."""
-        images = work.core.images
-        path = os.path.join(images.upload_directory(), f"{work.args['image_id']}.part")
-        if os.path.exists(path):
-            os.unlink(path)
-        images.delete(work.args["image_id"])
+        with suppress(FileNotFoundError):
+            os.unlink(self._path(work))
+        work.core.images.discard(work.args["image_id"])
+
+    def _path(self, work: Work) -> str:
+        return os.path.join(work.core.images.upload_directory(), f"{work.args['image_id']}.part")
 
 
 class UploadVolumeOnFinish(RecordTask):

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from lapilli import events
 from lapilli.context import Context
 from lapilli.domain import quotas as quota_rules, states
-from lapilli.domain.model import Attachment, Image, Operation, Service, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Attachment, Image, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import Forbidden, InvalidInput, InvalidState, NotFound, PreconditionFailed
-from lapilli.flows import qos, volume_tasks, volume_types
+from lapilli.flows import images, qos, volume_tasks, volume_types
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import GIB, backend_host
@@ -108,8 +108,9 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
 
     Raises `InvalidInput`, `InvalidState`, `NotFound`, `Conflict`, `OverQuota`: then nothing has happened.
     """
+    image = find_image(core, context, request)
     with core.store.read() as connection:
-        plan = plan_create(core, context, connection, request)
+        plan = plan_create(core, context, connection, request, image)
     volume, size, kind = plan.volume, plan.volume.size, plan.kind
     args = {"spec": plan.spec, "bootable": volume.bootable or volume.image_id is not None}
     with core.store.write(durable=True) as connection:
@@ -125,11 +126,20 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
     return volume
 
 
-def plan_create(core: Core, context: Context, connection: sa.Connection, request: VolumeRequest) -> Plan:
+def find_image(core: Core, context: Context, request: VolumeRequest) -> Image | None:
+    """The image that a create names, if any; looked up before any transaction, for it may take its time."""
+    if request.image_ref is None:
+        return None
+    return core.images.get(request.image_ref, context=context)
+
+
+def plan_create(
+    core: Core, context: Context, connection: sa.Connection, request: VolumeRequest, image: Image | None
+) -> Plan:
     """What a create would write, and ask of the scheduler. Raises as `create` does."""
     if request.multiattach:
         raise InvalidInput("multiattach is decided by the volume type's extra spec, not by the request.")
-    sources = _look_up(core, context, connection, request)
+    sources = _look_up(context, connection, request, image)
     kind = _type_for(core, context, connection, request, sources)
     if sources != NOTHING:
         _check_ready(sources)  # when everything named has been found
@@ -148,7 +158,9 @@ def plan_create(core: Core, context: Context, connection: sa.Connection, request
     return Plan(volume=_new_volume(context, request, sources, kind, size, zone), kind=kind, spec=spec)
 
 
-def _look_up(core: Core, context: Context, connection: sa.Connection, request: VolumeRequest) -> _Sources:
+def _look_up(
+    context: Context, connection: sa.Connection, request: VolumeRequest, image: Image | None
+) -> _Sources:
     named = [
         name
         for name in ("snapshot_id", "source_volid", "image_ref", "backup_id")
@@ -161,7 +173,7 @@ def _look_up(core: Core, context: Context, connection: sa.Connection, request: V
         raise NotFound.of("backup", request.backup_id)
     if request.group_id is not None or request.consistencygroup_id is not None:
         raise NotFound.of("group", str(request.group_id or request.consistencygroup_id))
-    mapped = _mapped_snapshot(core, request, scope) if request.follow_image else None
+    mapped = images.mapped_snapshot(image) if image is not None and request.follow_image else None
     if request.snapshot_id is not None or mapped is not None:
         snapshot = records.get(connection, Snapshot, request.snapshot_id or mapped or "", project_id=scope)
         origin = records.get(connection, Volume, snapshot.volume_id)
@@ -169,9 +181,7 @@ def _look_up(core: Core, context: Context, connection: sa.Connection, request: V
     if request.source_volid is not None:
         source = records.get(connection, Volume, request.source_volid, project_id=scope)
         return _Sources(source=source)
-    if request.image_ref is not None:
-        return _Sources(image=core.images.get(request.image_ref, project_id=scope))
-    return _Sources()
+    return _Sources(image=image)
 
 
 def _check_ready(sources: _Sources) -> None:
@@ -185,22 +195,6 @@ def _check_ready(sources: _Sources) -> None:
         )
     if image is not None and image.status != "active":
         raise InvalidInput(f"Image {image.id} is not active: its status is {image.status}.")
-
-
-def _mapped_snapshot(core: Core, request: VolumeRequest, scope: str | None) -> str | None:
-    """The snapshot that an image stands for: compute's images of volume-backed servers hold no data."""
-    if request.image_ref is None:
-        return None
-    image = core.images.get(request.image_ref, project_id=scope)
-    try:
-        mapping = image.properties.get("block_device_mapping", "[]")
-        entries = msgspec.json.decode(mapping, type=list[dict[str, Any]])
-    except msgspec.DecodeError:
-        return None
-    for entry in entries:
-        if entry.get("boot_index") == 0 and entry.get("source_type") == "snapshot":
-            return str(entry.get("snapshot_id"))
-    return None
 
 
 def _type_for(
@@ -309,7 +303,7 @@ def _new_volume(
     origin = sources.source or sources.snapshot
     image_metadata: dict[str, str] = dict(origin.image_metadata) if origin else {}
     if sources.image is not None:
-        image_metadata = image_metadata_of(sources.image)
+        image_metadata = images.metadata_of(sources.image)
     return Volume(
         id=records.new_id(),
         project_id=context.project_id,
@@ -331,22 +325,7 @@ def _new_volume(
     )
 
 
-def image_metadata_of(image: Image) -> dict[str, str]:
-    """What a volume keeps of the image it was made from."""
-    facts = {
-        "image_id": image.id,
-        "image_name": image.name,
-        "checksum": image.checksum,
-        "container_format": image.container_format,
-        "disk_format": image.disk_format,
-        "min_disk": image.min_disk,
-        "min_ram": image.min_ram,
-        "size": image.size,
-    }
-    return {**image.properties, **{key: str(value) for key, value in facts.items() if value is not None}}
-
-
-# --- delete, extend, upload ------------------------------------------------------------------------------
+# --- delete, extend --------------------------------------------------------------------------------------
 
 
 @rerun_when_contended
@@ -436,74 +415,6 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
             connection, "volume.extend", context, volume.id, role="scheduler", args=args
         )
     core.journal.announce(submitted)
-
-
-def upload_image(
-    core: Core,
-    context: Context,
-    volume: Volume,
-    *,
-    name: str,
-    disk_format: str,
-    container_format: str,
-    force: bool,
-    properties: dict[str, Any],
-) -> Image:
-    """Begin to copy the volume into a new image; returns the image's record, still queued.
-
-    `properties` are visibility and protected. Raises `InvalidState`, and `InvalidInput` for a container that
-    cannot be written.
-    """
-    if container_format == "compressed":
-        raise InvalidInput("Images cannot be compressed: container_format must be another one.")
-    if disk_format == "ploop":
-        raise InvalidInput("Images cannot be written as ploop: disk_format must be another one.")
-    attached = force and core.options.enable_force_upload
-    row = transition("volume", "upload_attached" if attached else "upload")
-    image_id = records.new_id()
-    with core.store.write(durable=True) as connection:
-        records.enter(connection, row, volume.id)
-        submitted = core.journal.submit(
-            connection,
-            "volume.upload",
-            context,
-            volume.id,
-            host=backend_host(volume.host or ""),
-            args={"image_id": image_id, "disk_format": disk_format},
-        )
-        image = core.images.create(
-            image_id,
-            name,
-            disk_format=disk_format,
-            container_format=container_format,
-            owner=context.project_id,
-            min_disk=volume.size,
-            properties=_custom_properties(volume),
-            **properties,
-        )
-    core.journal.announce(submitted)
-    return image
-
-
-def uploaded_image(core: Core, volume_id: str, request_id: str) -> Image:
-    """The image of the upload that a request began. Raises `NotFound` when it is not known any more."""
-    table = tables.operations.c
-    with core.store.read() as connection:
-        found = records.all_of(
-            connection, Operation, table.resource_id == volume_id, table.request_id == request_id
-        )
-    if not found:
-        raise NotFound("The upload is not known any more.")
-    return core.images.get(found[0].args["image_id"])
-
-
-_OWN_IMAGE_FACTS = frozenset(
-    ["image_id", "image_name", "checksum", "container_format", "disk_format", "min_disk", "min_ram", "size"]
-)
-
-
-def _custom_properties(volume: Volume) -> dict[str, str]:
-    return {key: value for key, value in volume.image_metadata.items() if key not in _OWN_IMAGE_FACTS}
 
 
 # --- changes that take no time ---------------------------------------------------------------------------

@@ -4,40 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from lapilli.context import Context
 from lapilli.domain.model import Image
 from lapilli.ports.driver import BlockAddress, Progress
 
 
 class ImageSource(Protocol):
-    """What every image source can do. Callable from many threads and processes."""
+    """What every image source can do. Callable from many threads and processes.
 
-    def get(self, reference: str, *, project_id: str | None = None) -> Image:
+    What is asked for a caller (`context`) is asked in the caller's name, while the caller waits; what an
+    operation asks, in the service's own name. All raise `ImageServiceUnavailable` where a service does not
+    answer, and what takes long (`fetch`, `upload`, `discard`) a `StorageError`.
+    """
+
+    def get(self, reference: str, *, context: Context | None = None) -> Image:
         """Look an image up by id, by a URL that ends in its id, or by name.
 
-        With `project_id` among those that this project may use. Raises `InvalidInput` when nothing matches,
+        With `context` among those that this caller may use. Raises `InvalidInput` when nothing matches,
         `Conflict` when a name matches several.
         """
 
-    def all(self) -> Sequence[Image]:
-        """Every image, by name."""
+    def exists(self, image_id: str) -> bool:
+        """Whether there is an image with that id; what cannot be found out raises."""
 
     def fetch(self, image: Image, directory: str, progress: Progress) -> AbstractContextManager[str]:
         """A local path of the image's file for the time of the context; `directory` is for one that must be
-        copied. Raises `ImageUnacceptable` when it is gone or its checksum is wrong."""
+        copied. Raises `ImageUnacceptable` when it is gone, or its checksum or its signature is wrong."""
 
-    def create(self, image_id: str, name: str, **properties: Any) -> Image:
-        """Record an image in status `queued`; one that exists already is returned as it is."""
+    def create(self, context: Context, image_id: str, name: str, **properties: Any) -> Image:
+        """Record an image in status `queued`; one that exists already is returned as it is.
+
+        It belongs to the caller's project. Raises `InvalidInput`, `Forbidden`, `OverQuota`.
+        """
 
     def upload(self, image_id: str, path: str, progress: Progress) -> Image:
-        """Give a queued image its content (the file is moved or copied); it becomes `active`."""
+        """Give a queued image its content (the file may be moved); it becomes `active`."""
 
     def upload_directory(self) -> str:
-        """A directory on the same file system as the images, for files about to be given to `upload`."""
+        """A directory for files about to be given to `upload`; it exists."""
 
-    def delete(self, image_id: str) -> None:
-        """Remove an image; a missing one is success."""
+    def discard(self, image_id: str) -> None:
+        """Remove an image that is not to be, protected or not; a missing one is success."""
+
+
+@runtime_checkable
+class OwnImages(Protocol):
+    """An image source that is the service's own, so that the service must tell what is in it."""
+
+    def all(self) -> Sequence[Image]:
+        """Every image, by name."""
 
 
 class Converter(Protocol):

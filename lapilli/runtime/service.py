@@ -298,8 +298,7 @@ class RoleService:
 
     def _evict_images(self, backend: Backend) -> None:
         if isinstance(backend.driver, ImageCache):
-            known = {image.id for image in self.core.images.all()}
-            dropped = backend.driver.evict_cached(lambda key: key[:36] in known)
+            dropped = backend.driver.evict_cached(lambda key: self.core.images.exists(key[:36]))
             for key in dropped:
                 _log.info("dropped the cached copy of image %s, which is gone", key)
 

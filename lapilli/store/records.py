@@ -287,6 +287,14 @@ def enter(
     raise _refusal(connection, row, identifier, conditions)
 
 
+def check(connection: sa.Connection, row: states.Transition, identifier: str) -> None:
+    """Whether `enter` would let an action begin now, without beginning it. Raises as that does."""
+    kind = RESOURCES[row.resource]
+    found = find(connection, kind, identifier)
+    if found is None or getattr(found, _STATUS[row.resource]) not in row.sources:
+        raise _refusal(connection, row, identifier, ())
+
+
 def _refusal(
     connection: sa.Connection,
     row: states.Transition,

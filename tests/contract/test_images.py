@@ -16,6 +16,7 @@ import pytest
 
 from lapilli.adapters.images import convert
 from lapilli.adapters.images.directory import DirectoryImages
+from lapilli.context import Context
 from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, StorageError
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.images import Converter
@@ -28,6 +29,13 @@ Make = Callable[..., Path]
 
 def quiet(_done: int, _total: int) -> None:
     pass
+
+
+def caller(project_id: str) -> Context:
+    return Context(user_id="someone", project_id=project_id, roles=frozenset({"member"}))
+
+
+ME, YOU = caller("me"), caller("you")
 
 
 @pytest.fixture(scope="module")
@@ -289,12 +297,12 @@ def test_projects_do_not_meet_each_others_images(images: DirectoryImages, make: 
     known = images.add(str(make("raw")), name="known", disk_format="raw", owner="me", visibility="community")
     for image in (everybodys, mine, known):
         assert images.get(image.id) == images.get(image.name or "") == image
-        assert images.get(image.id, project_id="me") == images.get(image.name or "", project_id="me") == image
-    assert images.get(everybodys.id, project_id="you") == images.get("disk", project_id="you") == everybodys
-    assert images.get(known.id, project_id="you") == known
+        assert images.get(image.id, context=ME) == images.get(image.name or "", context=ME) == image
+    assert images.get(everybodys.id, context=YOU) == images.get("disk", context=YOU) == everybodys
+    assert images.get(known.id, context=YOU) == known
     for reference in (mine.id, "mine", "known"):
         with pytest.raises(InvalidInput, match="could not be found"):
-            images.get(reference, project_id="you")
+            images.get(reference, context=YOU)
 
 
 def test_fetch_gives_the_file_and_notices_damage(images: DirectoryImages, make: Make, tmp_path: Path) -> None:
@@ -328,11 +336,11 @@ def test_an_image_that_is_refused_leaves_nothing(images: DirectoryImages, make: 
 def test_create_upload_and_delete_may_run_twice(images: DirectoryImages, make: Make) -> None:
     identifier = "11111111-2222-4333-8444-555555555555"
     queued = images.create(
-        identifier, "from volume", disk_format="raw", min_disk=1, custom="yes", visibility=None
+        ME, identifier, "from volume", disk_format="raw", min_disk=1, custom="yes", visibility=None
     )
     assert queued.status == "queued"
     assert queued.properties == {"custom": "yes"}
-    assert images.create(identifier, "other name") == queued
+    assert images.create(ME, identifier, "other name") == queued
     with pytest.raises(ImageUnacceptable), images.fetch(queued, "/tmp", quiet):
         pass
     path = os.path.join(images.upload_directory(), "part")

@@ -11,7 +11,7 @@ import pytest
 from lapilli.domain import states
 from lapilli.domain.model import Attachment, Snapshot, Volume, VolumeType
 from lapilli.errors import Busy, StorageError
-from lapilli.flows import attachments, retype, rewriting, snapshots, volume_types, volumes
+from lapilli.flows import attachments, images, retype, rewriting, snapshots, volume_types, volumes
 from lapilli.flows.definitions import KINDS
 from lapilli.store import records
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER, WORDS, House, Report, Scenario
@@ -291,7 +291,7 @@ def _attached(house: House) -> Volume:
 
 
 def upload(house: House, volume: Volume, disk_format: str = "qcow2") -> None:
-    volumes.upload_image(
+    images.upload(
         house.core, CONTEXT, volume, name="copy", disk_format=disk_format, container_format="bare",
         force=False, properties={},
     )  # fmt: skip

@@ -63,7 +63,7 @@ class Wire:
                 self.around(backend.driver, name, f"driver.{name}")
             for name in ("export", "unexport", "resize"):
                 self.around(backend.target, name, f"target.{name}")
-        for name in ("upload", "delete"):
+        for name in ("upload", "discard"):
             self.around(house.core.images, name, f"images.{name}")
         for name in ("to_raw", "from_raw"):
             self.around(house.core.converter, name, f"convert.{name}")

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from lapilli.adapters.images import convert
+from lapilli.context import Context
 from lapilli.domain.model import Image
 from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, LapilliError, StorageError
 from lapilli.ports.driver import Progress
@@ -55,8 +56,9 @@ class DirectoryImages:
 
     # -- reading ------------------------------------------------------------------------------------------
 
-    def get(self, reference: str, *, project_id: str | None = None) -> Image:
+    def get(self, reference: str, *, context: Context | None = None) -> Image:
         """By id, by a URL that ends in an id, or by name. Raises `InvalidInput`, `Conflict`."""
+        project_id = None if context is None or context.is_admin else context.project_id
         last = reference.rstrip("/").rsplit("/", 1)[-1]
         if _UUID.fullmatch(last):
             found = self._load(last.lower())
@@ -68,6 +70,10 @@ class DirectoryImages:
         if not named:
             raise InvalidInput(f"Image {reference} could not be found.")
         return named[0]
+
+    def exists(self, image_id: str) -> bool:
+        """Whether there is a record with that id, be it a damaged one."""
+        return os.path.exists(self._json(image_id))
 
     def all(self) -> Sequence[Image]:
         """Every image, by name."""
@@ -115,12 +121,12 @@ class DirectoryImages:
 
     # -- writing ------------------------------------------------------------------------------------------
 
-    def create(self, image_id: str, name: str, **properties: Any) -> Image:
+    def create(self, context: Context, image_id: str, name: str, **properties: Any) -> Image:
         """A record in status `queued`; what is no field of an image becomes one of its properties."""
         existing = self._load(image_id)
         if existing is not None:
             return existing
-        image = _record(image_id, name, properties)
+        image = _record(image_id, name, {**properties, "owner": context.project_id})
         self._store(image)
         return image
 
@@ -182,8 +188,17 @@ class DirectoryImages:
             return
         if image.protected:
             raise ProtectedImage(image_id)
-        incoming = os.path.join(self._path, "incoming", f"{image_id}.content")
-        for path in (self._json(image_id), self._content(image), incoming):
+        self._remove(image)
+
+    def discard(self, image_id: str) -> None:
+        """Remove an image that did not come to be, protected or not."""
+        image = self._load(image_id)
+        if image is not None:
+            self._remove(image)
+
+    def _remove(self, image: Image) -> None:
+        incoming = os.path.join(self._path, "incoming", f"{image.id}.content")
+        for path in (self._json(image.id), self._content(image), incoming):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 

@@ -20,10 +20,19 @@ SHOW = rule("get_image", READER)
 PAGE = 1000
 
 
+def _own(call: Call) -> Any:
+    """The service's own images; where they have a service of their own, this is not it."""
+    own = call.core.own_images
+    if own is None:
+        raise NotFound("Images are served by the image service, not here.")
+    return own
+
+
 @route.get("/", public=True)
 @route.get("/v2/", public=True)
 def discover(call: Call) -> dict[str, Any]:
     """The version document."""
+    _own(call)
     link = {"rel": "self", "href": f"{call.base_url}/image/v2/"}
     return {"versions": [{"id": "v2.16", "status": "CURRENT", "links": [link]}]}
 
@@ -32,7 +41,7 @@ def discover(call: Call) -> dict[str, Any]:
 def index(call: Call) -> dict[str, Any]:
     """The caller's images by name, a page at a time; images are never hidden."""
     hidden = call.params.get("os_hidden", "").lower() == "true"
-    found = [each for each in call.core.images.all() if not hidden and each.listed_for(call.project_scope)]
+    found = [each for each in _own(call).all() if not hidden and each.listed_for(call.project_scope)]
     name = call.params.get("name")
     if name is not None:
         found = [image for image in found if image.name == name]
@@ -59,8 +68,9 @@ def index(call: Call) -> dict[str, Any]:
 @route.get("/v2/images/{id}", rule=SHOW)
 def show(call: Call, identifier: str) -> dict[str, Any]:
     """One image by id."""
+    _own(call)
     try:
-        image = call.core.images.get(identifier, project_id=call.project_scope)
+        image = call.core.images.get(identifier, context=call.context)
     except LapilliError:
         image = None
     if image is None or image.id != identifier:

@@ -23,7 +23,7 @@ from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain import states
 from lapilli.domain.model import Image, Volume, VolumeType
 from lapilli.errors import InvalidInput
-from lapilli.flows import attachments, retype, rewriting, volume_types, volumes
+from lapilli.flows import attachments, images, retype, rewriting, volume_types, volumes
 from lapilli.store import records
 
 route = Routes()
@@ -292,7 +292,7 @@ def reimage(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
     volume, reserved = _volume(call, volume_id), wanted.get("reimage_reserved", False)
     if reserved:
         call.enforce(_REIMAGE_RESERVED)
-    image = call.core.images.get(wanted["image_id"], project_id=call.project_scope)
+    image = call.core.images.get(wanted["image_id"], context=call.context)
     rewriting.reimage(call.core, call.context, volume, image, reserved=reserved)
 
 
@@ -315,7 +315,7 @@ def _upload(call: Call, volume_id: str, wanted: dict[str, Any], properties: dict
     volume = _volume(call, volume_id)
     container_format = wanted.get("container_format", "bare")
     disk_format = wanted.get("disk_format", "raw")
-    image = volumes.upload_image(
+    image = images.upload(
         call.core,
         call.context,
         volume,
@@ -347,7 +347,7 @@ def _uploading(call: Call, volume: Volume, image: Image) -> dict[str, Any]:
 
 def _resume_upload(call: Call, earlier: Earlier, volume_id: str) -> dict[str, Any]:
     """What was told of an upload that has begun."""
-    image = volumes.uploaded_image(call.core, volume_id, earlier.request_id)
+    image = images.uploaded(call.core, volume_id, earlier.request_id)
     told = _uploading(call, _volume(call, volume_id), image)
     if call.version == 0:
         return {"os-volume_upload_image": {**told, "is_public": False}}
@@ -375,7 +375,7 @@ def _told_type(kind: VolumeType) -> dict[str, Any]:
 )
 def upload_image(call: Call, volume_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Make an image of a volume."""
-    told = _upload(call, volume_id, wanted, {})
+    told = _upload(call, volume_id, wanted, {"visibility": "private", "protected": False})
     return {"os-volume_upload_image": {**told, "is_public": False}}
 
 
