@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the database."""
     databases.chosen = config.getoption("--database")
-    config.addinivalue_line("markers", "only_on(kinds): a test of these databases only")
+    config.addinivalue_line("markers", "only_on(*kinds, because): a test of these databases only, and why")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -28,7 +28,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = []
     for item in items:
         mark = item.get_closest_marker("only_on")
-        if mark is not None and databases.chosen not in mark.args:
+        if mark is None:
+            continue
+        if not mark.kwargs.get("because"):
+            raise pytest.UsageError(f"{item.nodeid} is left out without a reason")
+        if databases.chosen not in mark.args:
             others.append(item)
     if others:
         config.hook.pytest_deselected(items=others)

@@ -60,7 +60,10 @@ def _create(store: Store) -> None:
                 return
             tables.METADATA.create_all(connection)
             table = sa.Table(
-                "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+                "alembic_version",
+                sa.MetaData(),
+                sa.Column("version_num", sa.String(32), nullable=False),
+                sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),  # as alembic makes it
             )
             table.create(connection)
             connection.execute(_version.insert(), {"version_num": HEAD})

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import threading
 import time
@@ -15,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
+from lapilli.store import tables
 from tests.service import Service
 
 
@@ -94,9 +96,9 @@ def command_lines_watched() -> Iterator[set[str]]:
 
 def rows(service: Service, table: str) -> list[dict[str, Any]]:
     """All rows of a table of the service's database."""
-    with contextlib.closing(sqlite3.connect(service.state_dir / "lapilli.sqlite")) as connection:
-        connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]  # noqa: S608 - a constant
+    with service.records() as connection:
+        query = sa.select(tables.METADATA.tables[table])
+        return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def roles_pid(service: Service) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import subprocess
 
 import pytest
+import sqlalchemy as sa
 
 from lapilli import cli, compose
 from lapilli.store import schema
@@ -52,9 +51,8 @@ def set_version(service: Service, version: str) -> None:
     service.state_dir.mkdir(parents=True, exist_ok=True)
     made = subprocess.run(service.command("operation", "list"), capture_output=True, timeout=30)
     assert made.returncode == 0
-    with contextlib.closing(sqlite3.connect(service.state_dir / "lapilli.sqlite")) as database:
-        database.execute("UPDATE alembic_version SET version_num=?", (version,))
-        database.commit()
+    with service.records() as database:
+        database.execute(sa.text("UPDATE alembic_version SET version_num = :version"), {"version": version})
 
 
 @pytest.mark.parametrize("words", ["serve", "scheduler", "volume", "doctor", "operation list"])
@@ -75,6 +73,7 @@ def test_an_older_database(
     monkeypatch.setattr(compose, "start_logging", lambda _config: None)
     monkeypatch.setattr("os.umask", lambda _mask: 0)
     more = ["--listen", f"127.0.0.1:{own_service.port}"] if words == "serve" else []
-    assert cli.main([*words.split(), "--state-dir", str(own_service.state_dir), *more]) == 1
+    arguments = own_service.command(*words.split(), *more)
+    assert cli.main(arguments[arguments.index("lapilli.cli") + 1 :]) == 1
     told = "lapilli: The database is at 0000, older than the code; run: lapilli db upgrade\n"
     assert capsys.readouterr().err == told

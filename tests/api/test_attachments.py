@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from lapilli.store import tables
 from tests.api.steps import a_type, a_volume, fresh, good, ids, refused
 
 CONNECTOR = {"initiator": "iqn.1993-08.org.debian:01:test", "host": "tester", "ip": "127.0.0.1"}
@@ -235,6 +237,9 @@ def test_nothing_secret_of_a_connector_is_kept(api: Any, volume: dict[str, Any])
     made(create(api, volume, connector=connector))
     for path in (*api.service.state_dir.glob("lapilli.sqlite*"), api.service.log):
         assert secret.encode() not in path.read_bytes()
+    with api.service.records() as database:
+        for table in tables.METADATA.sorted_tables:
+            assert secret not in repr(database.execute(sa.select(table)).all())
 
 
 def test_a_refused_force_detach_leaves_the_connections(api: Any, volume: dict[str, Any]) -> None:

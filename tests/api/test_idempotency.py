@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from lapilli.flows.owners import owner_name
+from lapilli.store import tables
 from tests.api.steps import fresh, good, ids, refused
 from tests.service import Api, Service, until
 
 CONNECTOR = {"initiator": "iqn.1994-05.com.redhat:once", "host": "once", "ip": "127.0.0.1"}
-DEAD = "|".join(["nobody"] * 5)
+KEYS = tables.idempotency_keys
 
 
 def post(api: Api, path: str, body: Any, key: str, **more: Any) -> httpx.Response:
@@ -38,19 +39,21 @@ def named(api: Api, body: dict[str, Any]) -> list[str]:
     return ids(api.get(f"/v3/volumes?name={body['volume']['name']}", as_="admin"), "volumes")
 
 
-@contextlib.contextmanager
-def database(service: Service) -> Iterator[sqlite3.Connection]:
-    """The service's database."""
-    with contextlib.closing(sqlite3.connect(service.state_dir / "lapilli.sqlite", timeout=20)) as found:
-        yield found
-        found.commit()
+def kept(service: Service, key: str) -> Any:
+    """The row of a key."""
+    with service.records() as found:
+        return found.execute(sa.select(KEYS).where(KEYS.c.key == key)).one()
+
+
+def keep(service: Service, key: str, **values: Any) -> None:
+    """Change the row of a key."""
+    with service.records() as found:
+        assert found.execute(KEYS.update().where(KEYS.c.key == key).values(**values)).rowcount == 1
 
 
 def forget_answer(service: Service, key: str, owner: str | None) -> None:
     """As if the process had died before it could keep its answer."""
-    with database(service) as found:
-        statement = "UPDATE idempotency_keys SET status=NULL, body=NULL, headers=NULL, owner=? WHERE key=?"
-        assert found.execute(statement, (owner, key)).rowcount == 1
+    keep(service, key, status=None, body=None, headers=sa.null(), owner=owner)
 
 
 @pytest.fixture
@@ -134,13 +137,10 @@ def test_the_key_is_free_again_when_what_it_made_is_deleted(api: Api, key: str) 
 def test_a_key_lasts_24_hours(api: Api, service: Service, key: str) -> None:
     body = wanted()
     good(post(api, "/v3/volumes", body, key), 202)
-    with database(service) as found:
-        moved = "UPDATE idempotency_keys SET created_at=datetime(created_at, ?) WHERE key=?"
-        found.execute(moved, ("-23 hours", key))
+    keep(service, key, created_at=kept(service, key).created_at - timedelta(hours=23))
     good(post(api, "/v3/volumes", body, key), 202)
     assert len(named(api, body)) == 1
-    with database(service) as found:
-        found.execute(moved, ("-2 hours", key))
+    keep(service, key, created_at=kept(service, key).created_at - timedelta(hours=2))
     good(post(api, "/v3/volumes", body, key), 202)
     assert len(named(api, body)) == 2
 
@@ -178,9 +178,7 @@ def test_a_lost_answer_is_made_again(api: Api, service: Service, key: str, owner
 def test_a_first_call_under_way_is_waited_for_then_a_conflict(api: Api, service: Service, key: str) -> None:
     body = wanted()
     first = post(api, "/v3/volumes", body, key)
-    with database(service) as found:
-        query = "SELECT status, body, headers FROM idempotency_keys WHERE key=?"
-        kept = found.execute(query, (key,)).fetchone()
+    row = kept(service, key)
     forget_answer(service, key, owner_name())  # this process lives
     began = time.monotonic()
     answer = post(api, "/v3/volumes", body, key)
@@ -190,9 +188,7 @@ def test_a_first_call_under_way_is_waited_for_then_a_conflict(api: Api, service:
 
     def come() -> None:
         time.sleep(1)
-        with database(service) as found:
-            statement = "UPDATE idempotency_keys SET status=?, body=?, headers=?, owner=NULL WHERE key=?"
-            found.execute(statement, (*kept, key))
+        keep(service, key, status=row.status, body=row.body, headers=row.headers, owner=None)
 
     thread = threading.Thread(target=come)
     thread.start()
@@ -243,9 +239,7 @@ def test_attachments_are_made_once_and_their_secret_is_not_kept(api: Api, servic
     again = good(post(api, "/v3/attachments", body, key))["attachment"]
     assert again == first
     secret = first["connection_info"]["auth_password"]
-    with database(service) as found:
-        kept = found.execute("SELECT * FROM idempotency_keys WHERE key=?", (key,)).fetchone()
-    assert secret not in repr(kept)
+    assert secret not in repr(kept(service, key))
     assert len(ids(api.get(f"/v3/attachments?volume_id={volume['id']}"), "attachments")) == 1
     good(api.delete(f"/v3/attachments/{first['id']}"))
     other = good(post(api, "/v3/attachments", body, key))["attachment"]
@@ -259,9 +253,10 @@ def test_an_attachment_cut_off_before_it_was_connected_is_connected_by_the_repea
     volume = api.volume()
     body = {"attachment": {"volume_uuid": volume["id"], "connector": CONNECTOR}}
     whole = good(post(api, "/v3/attachments", body, key))["attachment"]
-    with database(service) as found:
-        statement = "UPDATE attachments SET connection_info='null', attach_status='reserved' WHERE id=?"
-        found.execute(statement, (whole["id"],))
+    table = tables.attachments
+    with service.records() as found:
+        changes = {"connection_info": None, "attach_status": "reserved"}
+        found.execute(table.update().where(table.c.id == whole["id"]).values(**changes))
     again = good(post(api, "/v3/attachments", body, key))["attachment"]
     assert again["id"] == whole["id"]
     assert again["connection_info"]["target_iqn"] == whole["connection_info"]["target_iqn"]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sqlite3
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from lapilli import events
-from lapilli.store import metrics, schema
+from lapilli.store import metrics, records, schema, tables
 from lapilli.store.metrics import BUCKETS, ENDED, Counters, bury, everything
 from lapilli.store.session import Store
+from tests import databases
 from tests.api.steps import good, refused
 from tests.service import Api, Service, until
 
@@ -128,19 +129,12 @@ def test_work_that_nobody_claims_grows_old(own_service: Service) -> None:
     own_service.start()
     api = Api(own_service)
     volume = api.volume()
-    with contextlib.closing(sqlite3.connect(own_service.state_dir / "lapilli.sqlite")) as database:
-        columns = [row[1] for row in database.execute("PRAGMA table_info(operations)")]
-        chosen = ", ".join(
-            {"id": "'stray'", "state": "'queued'", "role": "'volume'", "host": "'elsewhere@x'"}.get(
-                name, name
-            )
-            for name in columns
-        )
-        given = (volume["id"],)
-        copy = f"INSERT INTO operations SELECT {chosen} FROM operations WHERE resource_id=?"  # noqa: S608
-        database.execute(copy, given)
-        database.execute("UPDATE operations SET created_at=datetime('now', '-1 hour') WHERE id='stray'")
-        database.commit()
+    table = tables.operations
+    with own_service.records() as database:
+        (row,) = database.execute(sa.select(table).where(table.c.resource_id == volume["id"])).mappings()
+        stray = {"id": "stray", "state": "queued", "role": "volume", "host": "elsewhere@x"}
+        stray["created_at"] = records.now() - timedelta(hours=1)
+        database.execute(table.insert(), {**row, **stray})
     found = read(api)
     assert 3590 < found["lapilli_operation_oldest_unclaimed_seconds", "volume"] < 3700
     assert found["lapilli_operations_unfinished", "volume", "queued"] == 1
@@ -152,7 +146,7 @@ def test_work_that_nobody_claims_grows_old(own_service: Service) -> None:
 @pytest.fixture
 def store(tmp_path: Any) -> Iterator[Store]:
     """A database of its own."""
-    made = Store(f"sqlite:///{tmp_path}/m.sqlite")
+    made = Store(databases.fresh_url(tmp_path))
     schema.prepare(made)
     yield made
     made.close()

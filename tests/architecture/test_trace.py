@@ -192,6 +192,7 @@ def house(tmp_path: Path, tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> It
     logger.setLevel(level)
 
 
+@pytest.mark.only_on("sqlite", because="the budget is that of the embedded service")
 def test_a_create_stays_within_its_budget(house: House, tracer: Tracer) -> None:
     assert sys.getprofile() is None  # this thread only asks
     house.wait(house.create())

@@ -357,7 +357,7 @@ def test_no_more_than_asked_for(shop: Shop) -> None:
     assert [row.id for row in shop.claim(most=9)] == ids[2:]
 
 
-@pytest.mark.only_on("sqlite")
+@pytest.mark.only_on("sqlite", because="its virtual machine is what counts")
 @pytest.mark.parametrize("role", ["scheduler", "volume"])
 def test_a_claim_costs_no_more_when_the_queue_is_long(shop: Shop, role: str) -> None:
     """Counted in instructions of SQLite's virtual machine."""

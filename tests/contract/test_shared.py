@@ -344,7 +344,7 @@ def test_what_is_contended_is_run_again() -> None:
     assert work() == "done"
 
 
-@pytest.mark.only_on("postgresql", "mariadb")
+@pytest.mark.only_on("postgresql", "mariadb", because="SQLite locks the whole database")
 def test_locks_that_are_held_too_long_are_told(cores: Callable[..., list[Core]]) -> None:
     one, two = cores()
     volume = available(one, create(one))
@@ -362,7 +362,7 @@ def _hold(core: Core, identifier: str, patience: str) -> None:
         records.get(connection, Volume, identifier, lock="update")
 
 
-@pytest.mark.only_on("postgresql", "mariadb")
+@pytest.mark.only_on("postgresql", "mariadb", because="SQLite has no server")
 def test_a_restarted_database_is_come_back_to(tmp_path: Path) -> None:
     """Under load: calls fail with 503 at most, and what was accepted ends well without anybody's help."""
     server = {"postgresql": databases.Postgresql, "mariadb": databases.Mariadb}[databases.chosen]()
@@ -435,7 +435,7 @@ def postgres_url(tmp_path: Path) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-@pytest.mark.only_on("postgresql")
+@pytest.mark.only_on("postgresql", because="it is PostgreSQL's bus")
 def test_postgres_wakes_other_processes(postgres_url: str) -> None:
     from lapilli.adapters.buses.postgres import PostgresBus  # noqa: PLC0415 - its driver is an extra
 

@@ -620,6 +620,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return made
 
 
+EMBEDDED = pytest.mark.only_on("sqlite", because="how writes reach the disk is SQLite's alone to tell")
+
+
 @pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[Store]:
     url = f"sqlite:///{tmp_path}/embedded.sqlite"
@@ -629,6 +632,7 @@ def embedded(tmp_path: Path) -> Iterator[Store]:
     made.close()
 
 
+@EMBEDDED
 def test_a_durable_write_is_on_the_disk_when_it_returns(embedded: Store, disk: Disk) -> None:
     """For each write there is a sync that began after its commit and ended before the write returned."""
     committed = threading.local()
@@ -653,18 +657,21 @@ def test_a_durable_write_is_on_the_disk_when_it_returns(embedded: Store, disk: D
     assert len(disk.syncs) < len(written) / 3, "writes that wait at once share a sync"
 
 
+@EMBEDDED
 def test_an_undurable_write_does_not_wait(embedded: Store, disk: Disk) -> None:
     for _ in range(5):
         add(embedded, volume())
     assert disk.syncs == []
 
 
+@EMBEDDED
 def test_a_rolled_back_write_is_not_synced(embedded: Store, disk: Disk) -> None:
     with suppress(ValueError), embedded.write(durable=True):
         raise ValueError
     assert disk.syncs == []
 
 
+@EMBEDDED
 def test_a_disk_error_is_told(embedded: Store, disk: Disk) -> None:
     """To the one who synced; the others try for themselves."""
     disk.failures = 2
@@ -681,6 +688,7 @@ def test_a_disk_error_is_told(embedded: Store, disk: Disk) -> None:
     assert disk.syncs
 
 
+@EMBEDDED
 def test_the_lock_is_free_while_the_disk_works(embedded: Store, disk: Disk) -> None:
     disk.seconds = 1.0
     slow = threading.Thread(target=lambda: _write_durably(embedded))

@@ -14,11 +14,12 @@ from lapilli.flows import volume_types
 from lapilli.flows.options import TypeOptions
 from lapilli.store import records, tables, volume_types as type_store
 from lapilli.store.session import Store
+from tests import databases
 
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path}/test.db")
+    made = Store(databases.fresh_url(tmp_path))
     tables.METADATA.create_all(made.engine)
     yield made
     made.close()
