@@ -81,7 +81,7 @@ def test_first_start_makes_a_state_directory(tmp_path: Path) -> None:
     user, hashed, project, roles = (state / "htpasswd").read_text().strip().split(":")
     assert (user, roles) == ("admin", "admin")
     assert re.fullmatch(r"\$2b\$\d\d\$[./A-Za-z0-9]{53}", hashed)
-    assert re.fullmatch("[0-9a-f]{32}", project)
+    assert re.fullmatch("admin=[0-9a-f]{32}", project)
     password = seen.admin_password()
     assert len(password) >= 20
     for path in [tmp_path / "log", *state.rglob("*")]:
@@ -102,7 +102,7 @@ def test_second_start_keeps_password_and_data(own_service: Service) -> None:
     own_service.start()
     assert own_service.admin_password() == password
     assert (own_service.state_dir / "htpasswd").read_text() == users
-    assert f"endpoint: {own_service.url}/v3/" in (own_service.state_dir / "clouds.yaml").read_text()
+    assert f"auth_url: {own_service.url}/identity/v3\n" in (own_service.state_dir / "clouds.yaml").read_text()
     with httpx.Client(base_url=own_service.url, auth=("admin", password)) as client:
         found = client.get("/v3/volumes/detail?all_tenants=1").json()["volumes"]
     assert [(each["id"], each["name"], each["status"]) for each in found] == [
@@ -193,7 +193,7 @@ def test_no_authentication_beyond_loopback(own_service: Service, command: str, a
     [
         ("DEFAULT", "report_interval", "soon", "a whole number expected"),
         ("DEFAULT", "report_interval", "0", "at least 1 expected"),
-        ("DEFAULT", "auth_strategy", "magic", "one of http_basic, none, noauth expected"),
+        ("DEFAULT", "auth_strategy", "magic", "one of identity, http_basic, none, noauth expected"),
         ("DEFAULT", "quota_volumes", "many", "a whole number expected"),
         ("DEFAULT", "snapshot_same_host", "perhaps", "true or false expected"),
         ("DEFAULT", "scheduler_default_filters", "NoSuchFilter", "unknown; known are"),
