@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import fill
+import hosts
 import load
 import machine
 import scheduler
@@ -169,14 +170,45 @@ class Bench:
         done = found["count"] / (found["seconds"] + waited)
         self.add("volumes made available/s, same load", done, "/s", None, backlog_seconds=round(waited, 2))
 
-    def _drain(self) -> float:
+    def hosts(self) -> None:
+        """Creates on PostgreSQL, with one volume service and with three that serve one back end together."""
+        pool = Path(self.service.pool)
+        accepted, made = {}, {}
+        with hosts.server() as database:
+            for number in hosts.VOLUME_SERVICES:
+                with hosts.roles(self.work, pool, database, number) as service:
+                    _no_limits(service)
+                    found = service.job(
+                        "repeat",
+                        method="POST",
+                        path="/v3/volumes",
+                        document={"volume": {"size": 1}},
+                        status=202,
+                        connections=CLIENTS,
+                        seconds=self.size.seconds,
+                    )
+                    waited = self._drain(service)
+                accepted[number] = found["count"] / found["seconds"]
+                made[number] = found["count"] / (found["seconds"] + waited)
+                what = f"PostgreSQL, {number} volume service{'s' if number > 1 else ''}"
+                told = spread(found["times"])
+                self.add(f"accepted creates/s, {what}", accepted[number], "/s", None, **told)
+                self.add(
+                    f"made available/s, {what}", made[number], "/s", None, backlog_seconds=round(waited, 2)
+                )
+        few, many = hosts.VOLUME_SERVICES
+        self.add(f"accepted, {many} volume services to {few}", accepted[many] / accepted[few], "")
+        self.add(f"made available, {many} volume services to {few}", made[many] / made[few], "")
+
+    def _drain(self, service: Service | None = None) -> float:
         """Wait until no volume is being created; seconds."""
+        asked = service or self.service
         started = time.perf_counter()
-        while self.service.ask("GET", "/v3/volumes?status=creating&limit=1")["volumes"]:
+        while asked.ask("GET", "/v3/volumes?status=creating&limit=1")["volumes"]:
             if time.perf_counter() - started > 300:
                 raise load.Failure("volumes are still being created after 300 s")
             time.sleep(0.05)
-        if self.service.ask("GET", "/v3/volumes?status=error&limit=1")["volumes"]:
+        if asked.ask("GET", "/v3/volumes?status=error&limit=1")["volumes"]:
             raise load.Failure("volumes have failed")
         return time.perf_counter() - started
 
@@ -263,6 +295,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "attach": Bench.attach,
     "list": Bench.list,
     "scheduler": Bench.scheduler,
+    "hosts": Bench.hosts,
 }
 
 

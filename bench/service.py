@@ -68,6 +68,7 @@ class Service:
 
     def __init__(self, state_dir: Path, pool: Path) -> None:
         self.state_dir = state_dir
+        self.pool = pool
         self.port = free_port()
         self.config = state_dir.parent / "lapilli.conf"
         self.log = state_dir.parent / "service.log"
