@@ -54,6 +54,11 @@ class Network:
             self.remove()
             raise NoNamespaces(str(problem)) from None
 
+    @property
+    def size(self) -> int:
+        """How many namespaces there are."""
+        return len(self._names)
+
     def space(self, name: str) -> str:
         """A new network namespace; its name."""
         if os.geteuid() != 0:
@@ -95,23 +100,17 @@ class Network:
                 _ip("netns", "delete", name)
 
 
-class Database(databases.Postgresql):
-    """Debian's PostgreSQL on a host of its own."""
+class Apart(databases.Server):
+    """A database server on a host of its own."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        self.space, self.number = network.join("database")
+        self.space, self.number = network.join(f"database{network.size}")
 
     def command(self, name: str, *words: str) -> list[str]:
         """A program of the server, on its host."""
         return ["ip", "netns", "exec", self.space, *super().command(name, *words)]
-
-    def initialise(self) -> None:
-        """Let the network in."""
-        super().initialise()
-        with (self.directory / "data" / "pg_hba.conf").open("a") as rules:
-            rules.write(f"host all all {self.network.prefix}.0/24 trust\n")
 
     def create(self) -> None:
         """Make the data directory and start."""
@@ -119,13 +118,9 @@ class Database(databases.Postgresql):
         self.port = _PORT
         self.start()
 
-    def server_command(self) -> list[str]:
-        """What runs the server."""
-        return [*super().server_command(), "-c", "listen_addresses=*"]
-
     def url(self, database: str) -> str:
         """SQLAlchemy URL of a database."""
-        return f"postgresql+psycopg://lapilli@{self.network.prefix}.{self.number}:{self.port}/{database}"
+        return super().url(database).replace("127.0.0.1", f"{self.network.prefix}.{self.number}")
 
     def cut(self) -> None:
         """Cut it off from everybody."""
@@ -134,6 +129,36 @@ class Database(databases.Postgresql):
     def heal(self) -> None:
         """Let everybody reach it again."""
         self.network.heal(self.number)
+
+
+class Mariadb(Apart, databases.Mariadb):
+    """Debian's MariaDB on a host of its own."""
+
+    def initialise(self) -> None:
+        """Let the network in."""
+        super().initialise()
+        words = ["--no-defaults", f"--datadir={self.directory}/data", "--bootstrap"]
+        grant = "FLUSH PRIVILEGES;\nCREATE USER root@'%';\nGRANT ALL ON *.* TO root@'%';\n"
+        command = self.command("mariadbd", *words)
+        subprocess.run(command, cwd=self.directory, input=grant.encode(), check=True, capture_output=True)
+
+    def server_command(self) -> list[str]:
+        """What runs the server."""
+        return [*super().server_command(), "--bind-address=0.0.0.0"]
+
+
+class Database(Apart, databases.Postgresql):
+    """Debian's PostgreSQL on a host of its own."""
+
+    def initialise(self) -> None:
+        """Let the network in."""
+        super().initialise()
+        with (self.directory / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {self.network.prefix}.0/24 trust\n")
+
+    def server_command(self) -> list[str]:
+        """What runs the server."""
+        return [*super().server_command(), "-c", "listen_addresses=*"]
 
 
 class Host:
