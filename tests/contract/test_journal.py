@@ -620,6 +620,20 @@ def test_the_dead_are_reaped(shop: Shop) -> None:
     child.wait()
 
 
+def test_a_clock_set_back_keeps_nothing_for_the_dead(shop: Shop) -> None:
+    """A lease that ends later than any that is given now is cut to one; who lives will renew it."""
+    held = shop.submit("test.one", lane="1")
+    shop.claim()
+    with shop.core.store.write() as connection:
+        lease = records.now() + timedelta(hours=1)
+        records.update(connection, Operation, held, owner="far|boot|pid:[1]|1|1", lease_until=lease)
+    shop.journal.reap()
+    until_when = shop.row(held).lease_until
+    assert until_when is not None
+    assert until_when <= records.now() + LEASE
+    assert shop.claim() == []
+
+
 def test_who_is_dead() -> None:
     me = owner_name()
     host, boot, namespace, pid, started = me.split("|")

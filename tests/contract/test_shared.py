@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lapilli.flows import quotas as quota_flows, snapshots, volume_types, volume
 from lapilli.flows.core import Core
 from lapilli.flows.volumes import VolumeRequest
 from lapilli.runtime.service import RoleService
-from lapilli.store import quotas, records, schema, tables
+from lapilli.store import metrics, quotas, records, schema, tables
 from lapilli.store.session import Store, rerun_when_contended
 from tests import databases
 from tests.service import Api, Service, until
@@ -489,3 +490,54 @@ def test_texts_of_filters_become_what_the_column_holds(cores: Callable[..., list
         with core.store.read() as connection:
             assert records.count(connection, Volume, [condition]) == found
     assert equal(tables.volumes.c.created_at, "yesterday") is False
+
+
+# --- hosts whose clocks differ, and schedulers that sweep together ---------------------------------------
+
+
+@pytest.mark.only_on("postgresql", "mariadb")
+def test_the_databases_clock_counts(
+    cores: Callable[..., list[Core]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that shares a database goes by its clock, whatever the machine's says."""
+    one, _ = cores()
+    before = records.now()
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) - timedelta(hours=1)
+
+    monkeypatch.setattr("lapilli.store.clock.datetime", Wrong)
+    with one.store.read():
+        assert timedelta(0) <= records.now() - before < timedelta(minutes=1)
+
+
+def test_a_heartbeat_to_come_is_no_sign_of_life() -> None:
+    moment = records.now()
+    for seconds, up in ((-61, False), (-59, True), (0, True), (59, True), (3600, False)):
+        beat = moment + timedelta(seconds=seconds)
+        row = ServiceRow(
+            id="i", host="h", binary="b", availability_zone="z", heartbeat_at=beat, created_at=moment
+        )
+        assert row.is_up(moment, 60) is up, seconds
+
+
+def test_two_schedulers_bury_at_once(cores: Callable[..., list[Core]]) -> None:
+    """Nothing of the dead is lost or counted twice, and nobody fails."""
+    one, two = cores()
+    table = tables.process_metrics
+    figures = [1.0] * (len(metrics.BUCKETS) + 3)
+    for turn in range(4):
+        rows = [{"owner": f"dead {turn} {number}", "reported_at": records.now()} for number in range(5)]
+        with one.store.write() as connection:
+            connection.execute(table.insert(), [{**row, "totals": {"a": figures}} for row in rows])
+        buried = at_once(
+            *(
+                lambda core=core: metrics.bury(core.store, lambda owner: "dead" in owner)
+                for core in (one, two)
+            )
+        )
+        assert all(isinstance(each, int) for each in buried), buried
+    with one.store.read() as connection:
+        assert metrics.everything(connection, "nobody")["a"][0] == 20
