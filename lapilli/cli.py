@@ -90,8 +90,8 @@ def _config(options: argparse.Namespace) -> Config:
 def _serve(options: argparse.Namespace) -> int:
     from lapilli.runtime import embedded  # noqa: PLC0415 - what only serving needs
 
-    compose.preload_api()
     config = _config(options)
+    compose.preload_api(config)
     address, port = _address(options.listen)
     compose.check_exposure(config, address)
     _check_listen(address, port)
@@ -99,7 +99,9 @@ def _serve(options: argparse.Namespace) -> int:
     compose.start_logging(config)
     shown = "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - compared only
     url = f"http://{shown}:{port}"
-    clouds = embedded.make_credentials(config.state_dir, url, compose.user_line)
+    clouds = ""
+    if not compose.has_keystone(config):
+        clouds = embedded.make_credentials(config.state_dir, url, compose.user_line)
     compose.make_store(config).close()
     arguments = ["--state-dir", config.state_dir]
     if options.config:
@@ -125,6 +127,10 @@ def _tell_how_to_begin(config: Config, clouds: str, url: str) -> None:
         print(
             f"cinder --os-auth-type noauth --os-endpoint {url}/v3 --os-user-id me --os-project-id demo list"
         )
+    elif compose.has_keystone(config):
+        print(
+            f"Callers are those of Keystone. The catalog's endpoint of this service: {url}/v3/%(project_id)s"
+        )
     else:
         print("Copy these two lines, then use the openstack client:")
         print(f"export OS_CLIENT_CONFIG_FILE={clouds}")
@@ -143,6 +149,7 @@ def _http(config: Config, options: argparse.Namespace, address: str, port: int) 
 
 def _serve_api(options: argparse.Namespace) -> None:
     config = _config(options)
+    compose.preload_api(config)
     address, port = _address(options.listen)
     compose.check_exposure(config, address)
     _check_listen(address, port)

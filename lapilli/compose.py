@@ -55,8 +55,9 @@ class AuthOptions:
     auth_strategy: str = option(
         "identity",
         "How callers prove who they are: identity: the service's own log-in with tokens, or HTTP Basic; "
+        "keystone: tokens of Keystone, which the section [keystone_authtoken] tells of; "
         "http_basic: HTTP Basic only; none: not at all.",
-        choices=("identity", "http_basic", "none", "noauth"),
+        choices=("identity", "keystone", "http_basic", "none", "noauth"),
     )
 
 
@@ -267,15 +268,28 @@ def _add_plugins(group: str, wanted: list[str], known: dict[str, Any]) -> None:
 
 
 def make_authenticator(core: Core) -> Authenticator:
-    """Who tells who asks."""
+    """Who tells who asks. Raises `ConfigError`."""
     if is_open(core.config):
         return NoAuthenticator()
+    if has_keystone(core.config):
+        return make_keystone(core.config)
     if isinstance(core.identity, OwnIdentity):
         revoked = core.revocations
         return OwnAuthenticator(
             core.identity.file, core.identity, lambda token: revoked.hold(token.audit_id, token.credential_id)
         )
     return BasicAuthenticator(_user_file(core.config))
+
+
+def make_keystone(config: Config) -> Authenticator:
+    """Keystone tells who asks; it is not spoken to yet. Raises `ConfigError`."""
+    try:
+        from lapilli.adapters.auth.keystone import KeystoneAuthenticator  # noqa: PLC0415 - an extra; heavy
+    except ImportError as problem:
+        raise ConfigError(
+            f"[DEFAULT] auth_strategy = keystone: {problem.name} is missing; install the extra `keystone`."
+        ) from problem
+    return KeystoneAuthenticator(config)
 
 
 def _user_file(config: Config) -> UserFile:
@@ -294,6 +308,11 @@ def make_identity(config: Config) -> OwnIdentity | None:
 def user_line(name: str, password: str, project_id: str, roles: str) -> str:
     """A line of the user file."""
     return line_for(name, password, project_id, roles)
+
+
+def has_keystone(config: Config) -> bool:
+    """Whether Keystone tells who asks."""
+    return config.read(AuthOptions).auth_strategy == "keystone"
 
 
 def is_open(config: Config) -> bool:
@@ -325,7 +344,7 @@ def make_backends(config: Config) -> list[Backend]:
 
 def _check_backends(config: Config, names: Sequence[str]) -> None:
     """Raises `ConfigError` for a name given twice, or without a section (the default one needs no file)."""
-    others = {"DEFAULT", "backend_defaults", *(section for _, section in _SECTIONS)}
+    others = {"DEFAULT", "backend_defaults", "keystone_authtoken", *(section for _, section in _SECTIONS)}
     known = {*ServiceOptions().enabled_backends, *config.sections()} - others
     for name in names:
         if name not in known:
@@ -415,9 +434,12 @@ def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:
     return made
 
 
-def preload_api() -> None:
-    """Load the API's code before processes are forked, so that they share it."""
+def preload_api(config: Config) -> None:
+    """Load the API's code before processes are forked, so that they share it. Raises `ConfigError`."""
     from lapilli.api import app  # noqa: F401, PLC0415 - the roles alone do without the API
+
+    if has_keystone(config):
+        make_keystone(config)  # what is wrong with its options is told at the start
 
 
 def make_application(config: Config) -> Any:

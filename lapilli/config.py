@@ -40,6 +40,7 @@ class Config:
     def __init__(
         self, values: Mapping[str, Mapping[str, str]] | None = None, *, state_dir: str = "./var"
     ) -> None:
+        self.path: str | None = None  # of the file
         self._values = values or {}
         self.state_dir = os.path.abspath(state_dir)
         self._read: dict[tuple[type, str], Any] = {}
@@ -54,11 +55,17 @@ class Config:
         if path is not None:
             values = _parse(path)
         directory = state_dir or values.get("DEFAULT", {}).get("state_path") or "./var"
-        return cls(values, state_dir=directory)
+        made = cls(values, state_dir=directory)
+        made.path = None if path is None else os.path.abspath(path)
+        return made
 
     def sections(self) -> list[str]:
         """Names of the sections that the file holds."""
         return list(self._values)
+
+    def holds(self, section: str, name: str) -> bool:
+        """Whether the file gives an option."""
+        return name in self._values.get(section, {})
 
     def read(self, section_type: type[S], name: str = "DEFAULT", *, fallback: str | None = None) -> S:
         """Values of a section; `fallback` names a section that supplies options this one lacks.

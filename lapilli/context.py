@@ -29,15 +29,26 @@ class Token:
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller of one request."""
+    """The caller of one request.
+
+    `project_id` is empty for credentials that are for a domain or for the whole system.
+    """
 
     user_id: str
     project_id: str
     roles: frozenset[str] = frozenset()
     request_id: str = ""
     global_request_id: str | None = None
+    user_domain_id: str | None = None
+    project_domain_id: str | None = None
+    domain_id: str | None = None  # of credentials for a domain, which are for no project
+    system_scope: str | None = None  # "all" in credentials for the whole installation
+    is_admin_project: bool = True
+    service_user_id: str | None = None  # the service that passes a user's request on
+    service_project_id: str | None = None
     service_roles: frozenset[str] = frozenset()
     token: Token | None = None
+    is_service: bool = False  # a service passed it on, and has proved that it is one
 
     @property
     def is_admin(self) -> bool:
@@ -58,8 +69,11 @@ class ReadyAnswer(Exception):
 class Authenticator(Protocol):
     """Turns request headers into a `Context`. May be called from many threads at once."""
 
-    def authenticate(self, headers: Mapping[str, str]) -> Context:
-        """Return the caller; header names are upper case. Raises `Unauthorized` or `ReadyAnswer`."""
+    def authenticate(self, headers: Mapping[str, str], method: str = "GET", path: str = "/", /) -> Context:
+        """Return the caller; header names are upper case. Raises `Unauthorized` or `ReadyAnswer`.
+
+        Method and path matter to credentials that are good for some calls only.
+        """
 
     @property
     def challenge(self) -> str:

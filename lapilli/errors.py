@@ -149,6 +149,12 @@ class ImageServiceUnavailable(ServiceUnavailable):
     code = "image-service-unavailable"
 
 
+class IdentityUnavailable(ServiceUnavailable):
+    """Keystone does not answer (503), so nobody can be told who asks."""
+
+    code = "identity-unavailable"
+
+
 class DatabaseUnavailable(ServiceUnavailable):
     """The database does not answer (503): what was accepted before is not lost."""
 

@@ -19,6 +19,7 @@ Sink = Callable[[str, dict[str, Any]], None]
 _log = logging.getLogger("lapilli.events")
 _sinks: list[Sink] = []
 _local = threading.local()
+_LIBRARIES = ("keystonemiddleware", "keystoneauth", "keystoneclient", "oslo_policy")
 
 # What is counted and timed: (family, label values..., seconds). Appending is atomic and costs next to
 # nothing; `store/metrics.py` adds it up a little later. When nobody does, the oldest are forgotten.
@@ -67,9 +68,11 @@ def log_to(path: str | None, level: str = "INFO") -> None:
     """Send structured logs to a file, or to standard error when `path` is None."""
     handler: logging.Handler = logging.FileHandler(path) if path else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    root = logging.getLogger("lapilli")
-    for old in list(root.handlers):
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level)
-    root.propagate = False
+    # of libraries only what went wrong: their finer levels may hold more than a log should
+    for name, lowest in (("lapilli", level), *((name, "WARNING") for name in _LIBRARIES)):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.setLevel(lowest)
+        logger.propagate = False

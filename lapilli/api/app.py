@@ -177,7 +177,7 @@ class Edge:
         if (req.method, path) in self.open:
             context = _NOBODY
         else:
-            context = self.authenticator.authenticate(headers)
+            context = self.authenticator.authenticate(headers, req.method, path)
             if not context.user_id:
                 raise Unauthorized
         trail.context = context = msgspec.structs.replace(
@@ -261,7 +261,7 @@ class Edge:
         """Open to this machine, to everybody where the operator says so, and else to administrators."""
         headers = req.headers
         if not self.options.metrics_public and not metrics.is_local(req.env.get("REMOTE_ADDR"), headers):
-            access.enforce(self.authenticator.authenticate(headers), METRICS)
+            access.enforce(self.authenticator.authenticate(headers, req.method, req.path), METRICS)
         return Answer(200, metrics.text(self.core), "text/plain; version=0.0.4; charset=utf-8")
 
     # --- from the URL to the endpoint ------------------------------------------------------------------
@@ -289,7 +289,7 @@ class Edge:
         raise _NoRoute
 
     def _is_project(self, segment: str, context: Context) -> bool:
-        if segment in self.collections:
+        if not segment or segment in self.collections:
             return False
         return segment == context.project_id or self.project_id.fullmatch(segment) is not None
 

@@ -18,7 +18,7 @@ class NoAuthenticator:
 
     challenge = "Noauth"
 
-    def authenticate(self, headers: Mapping[str, str]) -> Context:
+    def authenticate(self, headers: Mapping[str, str], *_request: str) -> Context:
         """Raises `ReadyAnswer` for a request without a token: it is answered with the token to use."""
         token = headers.get("X-AUTH-TOKEN")
         if token is None:

@@ -117,7 +117,7 @@ class BasicAuthenticator:
         # that a password checked against a file that has changed meanwhile is not remembered
         self._known: tuple[Mapping[str, Login], dict[bytes, tuple[str, float]]] = ({}, {})
 
-    def authenticate(self, headers: Mapping[str, str]) -> Context:
+    def authenticate(self, headers: Mapping[str, str], *_request: str) -> Context:
         """Raises `Unauthorized`, `TooManyRequests`."""
         header = headers.get("AUTHORIZATION", "")
         present = self._file.users()
@@ -150,7 +150,7 @@ class OwnAuthenticator(BasicAuthenticator):
         self._is_revoked = is_revoked
         self._opened: dict[str, tuple[Token, float]] = {}
 
-    def authenticate(self, headers: Mapping[str, str]) -> Context:
+    def authenticate(self, headers: Mapping[str, str], *_request: str) -> Context:
         """Raises `Unauthorized`, `TooManyRequests`."""
         text = headers.get("X-AUTH-TOKEN")
         if text is None:
