@@ -275,6 +275,8 @@ class Listing(Generic[R]):
             if not isinstance(stored.type, sa.String):
                 stored = sa.cast(stored, sa.String)
             like: Condition = stored.contains(text, autoescape=True)
+            if call.core.store.is_sqlite:  # whose LIKE takes `a` for `A`
+                like = sa.func.instr(stored, text) > 0
             return like
         declared = self.filters.get(key)
         if declared is not None:

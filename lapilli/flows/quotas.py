@@ -15,6 +15,7 @@ from lapilli.store.session import rerun_when_contended
 def update(core: Core, project_id: str, changes: Mapping[str, int]) -> dict[str, int]:
     """Give a project limits of its own; returns all its limits. Raises `InvalidInput` below current use."""
     options = core.quota
+    _check_name("project id", project_id)
     with core.store.write(durable=True) as connection:
         _check_known(changes, quotas.limits(connection, options, project_id))
         held = quotas.usages(connection, project_id, hold=changes)
@@ -38,10 +39,16 @@ def delete(core: Core, project_id: str) -> None:
 def update_class(core: Core, name: str, changes: Mapping[str, int]) -> dict[str, int]:
     """Give a quota class limits (`default` is what every project has); returns all of them."""
     options = core.quota
+    _check_name("quota class", name)
     with core.store.write(durable=True) as connection:
         _check_known(changes, quotas.class_limits(connection, options, name))
         rows.set_class(connection, name, changes)
         return quotas.class_limits(connection, options, name)
+
+
+def _check_name(what: str, name: str) -> None:
+    if len(name) > 255:
+        raise InvalidInput(f"A {what} has at most 255 characters.")
 
 
 def _check_known(changes: Mapping[str, int], known: Mapping[str, int]) -> None:

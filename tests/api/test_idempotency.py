@@ -212,7 +212,7 @@ def test_actions_are_done_once(api: Api, service: Service, key: str) -> None:
 def test_everything_that_is_made(api: Api, service: Service, lost: bool) -> None:
     volume = api.volume()
     merge = {"metadata": {"a": "b"}}
-    upload = {"os-volume_upload_image": {"image_name": fresh("image"), "disk_format": "raw"}}
+    upload = {"os-volume_upload_image": {"image_name": fresh("image"), "disk_format": "qcow2"}}
     for path, body, as_, status in (
         ("/v3/snapshots", {"snapshot": {"volume_id": volume["id"], "name": fresh("s")}}, "member", 202),
         ("/v3/types", {"volume_type": {"name": fresh("type")}}, "admin", 200),

@@ -235,3 +235,11 @@ def test_limits_of_another_project_begin_with_3_39(api):
         assert limit("project_id", "3.39", "member") != 44
     finally:
         api.delete(f"/v3/os-quota-sets/{other}", as_="admin")
+
+
+@pytest.mark.parametrize(("path", "key"), [
+    ("os-quota-sets", "quota_set"),
+    ("os-quota-class-sets", "quota_class_set"),
+])  # fmt: skip
+def test_names_that_no_database_holds_are_refused(api, path, key):
+    refused(api.put(f"/v3/{path}/{'p' * 256}", {key: {"volumes": 1}}, as_="admin"), 400)

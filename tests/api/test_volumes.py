@@ -397,6 +397,9 @@ def test_like_filters_are_for_those_allowed(api: Any, three: list[dict[str, Any]
     assert ids(api.get(query, version="3.33", as_="admin"), "volumes") == []
     query = f"/v3/volumes?name~=%25{stem}&all_tenants=1"
     assert ids(api.get(query, version="3.34", as_="admin"), "volumes") == []
+    assert stem.upper() != stem
+    query = f"/v3/volumes?name~={stem.upper()}-&all_tenants=1"
+    assert ids(api.get(query, version="3.34", as_="admin"), "volumes") == [], "texts are told apart by case"
 
 
 def test_group_filter_from_3_10_on(api: Any, volume: dict[str, Any]) -> None:
