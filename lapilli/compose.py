@@ -32,7 +32,7 @@ from lapilli.context import Authenticator, Context
 from lapilli.domain import placement
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError, DatabaseUnavailable
-from lapilli.flows import retype, rewriting, snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
+from lapilli.flows import managing_tasks, retype, rewriting, snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create

@@ -64,7 +64,9 @@ __all__ = [
     "literal",
     "maps",
     "nothing",
+    "sort_pairs",
     "times",
+    "whole_number",
 ]
 
 R = TypeVar("R", bound=Record)
@@ -192,25 +194,14 @@ class Listing(Generic[R]):
 
     def _limits(self, call: Call, told: Mapping[str, str]) -> tuple[int, int]:
         most = call.options.osapi_max_limit
-        limit = _number(told["limit"], "limit") if "limit" in told else most
-        offset = _number(told["offset"], "offset") if "offset" in told else 0
+        limit = whole_number(told["limit"], "limit") if "limit" in told else most
+        offset = whole_number(told["offset"], "offset") if "offset" in told else 0
         if offset > MAX_INT:
             raise InvalidInput(f"Invalid value for offset: it must not be above {MAX_INT}.")
         return min(limit, most), offset
 
     def _sort(self, call: Call, told: Mapping[str, str]) -> list[tuple[str, str]]:
-        if "sort" in told and ("sort_key" in told or "sort_dir" in told):
-            raise InvalidInput("The parameters sort_key and sort_dir cannot be combined with sort.")
-        pairs: list[tuple[str, str]] = []
-        if "sort" in told:
-            for part in told["sort"].strip().split(","):
-                key, _, direction = part.strip().partition(":")
-                pairs.append((key.strip() or "created_at", direction.strip() or "desc"))
-        elif "sort_key" in told or "sort_dir" in told:
-            pairs.append(
-                (told.get("sort_key", "").strip() or "created_at", told.get("sort_dir", "").strip() or "desc")
-            )
-        told_order = [(self._sort_column(call, key), _direction(word)) for key, word in pairs]
+        told_order = [(self._sort_column(call, key), word) for key, word in sort_pairs(told, "created_at")]
         implied = told_order[0][1] if told_order else ("desc" if call.version >= self.paged else "asc")
         used: dict[str, str] = {}  # a column that is named again changes nothing
         for name, direction in told_order:
@@ -366,7 +357,8 @@ def flag_param(call: Call, name: str, *, default: bool = False) -> bool:
     return default if text is None else strict_bool(text, name)
 
 
-def _number(text: str, name: str) -> int:
+def whole_number(text: str, name: str) -> int:
+    """A query parameter that must be a whole number. Raises `InvalidInput`."""
     if not (text.isascii() and text.strip().isdigit()) or len(text) > 20:
         shown = text[:50]
         raise InvalidInput(f"Invalid value {shown!r} for {name}: a whole number of at least 0 is expected.")
@@ -377,3 +369,20 @@ def _direction(word: str) -> str:
     if word not in ("asc", "desc"):
         raise InvalidInput(f"Unknown sort direction {word!r}: asc or desc is expected.")
     return word
+
+
+def sort_pairs(told: Mapping[str, str], usual: str) -> list[tuple[str, str]]:
+    """(key, direction) of `sort`, or of the older pair of parameters; `usual` is the key of an empty one.
+
+    Raises `InvalidInput`.
+    """
+    if "sort" in told and ("sort_key" in told or "sort_dir" in told):
+        raise InvalidInput("The parameters sort_key and sort_dir cannot be combined with sort.")
+    pairs: list[tuple[str, str]] = []
+    if "sort" in told:
+        for part in told["sort"].strip().split(","):
+            key, _, direction = part.strip().partition(":")
+            pairs.append((key.strip() or usual, direction.strip() or "desc"))
+    elif "sort_key" in told or "sort_dir" in told:
+        pairs.append((told.get("sort_key", "").strip() or usual, told.get("sort_dir", "").strip() or "desc"))
+    return [(key, _direction(word)) for key, word in pairs]

@@ -24,6 +24,9 @@ ACTIONS = {
     # of our own, where the standard has none
     "101": "change the type of the volume",
     "102": "revert the volume to a snapshot",
+    "103": "manage storage of the back end as a volume",
+    "104": "manage storage of the back end as a snapshot",
+    "105": "unmanage snapshot",
 }
 
 DETAILS = {

@@ -36,47 +36,51 @@ class Transition:
 
 # `while` is "-" for a change that takes no time. After a crash every operation is resumed.
 _TEXT = """
-resource   | action                | from                                                           | while       | done              | failed          | event
-volume     | create                | (new)                                                          | creating    | available         | error           | volume.create
-volume     | download              | creating downloading                                           | downloading | (recomputed)      | error           | volume.create
-volume     | delete                | available error error_extending error_managing error_restoring | deleting    | (gone)            | error_deleting  | volume.delete
-volume     | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting  | volume.delete
-volume     | extend                | available                                                      | extending   | (back)            | error_extending | volume.resize
-volume     | extend_attached       | in-use                                                         | extending   | (back)            | error_extending | volume.resize
-volume     | revert                | available                                                      | reverting   | available         | error           | volume.revert
-volume     | reimage               | available error                                                | downloading | (recomputed)      | error           | volume.reimage
-volume     | reimage_reserved      | available error reserved                                       | downloading | (recomputed)      | error           | volume.reimage
-volume     | retype                | available in-use                                               | retyping    | (back)            | (back)          | volume.retype
-volume     | upload                | available                                                      | uploading   | (recomputed)      | (recomputed)    | volume.upload
-volume     | upload_attached       | available in-use                                               | uploading   | (recomputed)      | (recomputed)    | volume.upload
-volume     | transfer              | available                                                      | -           | awaiting-transfer | (back)          | volume.transfer.create
-volume     | accept_transfer       | awaiting-transfer                                              | -           | available         | (back)          | volume.transfer.accept
-volume     | cancel_transfer       | awaiting-transfer                                              | -           | available         | (back)          | volume.transfer.delete
-volume     | reserve               | available                                                      | -           | attaching         | (back)          | volume.reserve
-volume     | reserve_shared        | available in-use                                               | -           | attaching         | (back)          | volume.reserve
-volume     | unreserve             | attaching                                                      | -           | (recomputed)      | (back)          | volume.unreserve
-volume     | attach                | attaching available in-use reserved                            | -           | in-use            | (back)          | volume.attach
-volume     | begin_detaching       | in-use                                                         | -           | detaching         | (back)          | volume.begin_detaching
-volume     | roll_detaching        | detaching                                                      | -           | in-use            | (back)          | volume.roll_detaching
-volume     | detach                | (any)                                                          | -           | (recomputed)      | (back)          | volume.detach
-volume     | hold                  | available                                                      | -           | reserved          | (back)          | volume.reserve
-volume     | hold_shared           | available in-use                                               | -           | reserved          | (back)          | volume.reserve
-volume     | connect               | attaching available detaching in-use reserved                  | -           | attaching         | (back)          | volume.connect
-volume     | complete              | attaching in-use reserved                                      | -           | in-use            | (back)          | volume.attach
-snapshot   | create                | (new)                                                          | creating    | available         | error           | snapshot.create
-snapshot   | delete                | available error                                                | deleting    | (gone)            | error_deleting  | snapshot.delete
-snapshot   | delete_refused        | deleting                                                       | deleting    | (gone)            | available       | snapshot.delete
-snapshot   | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting  | snapshot.delete
-snapshot   | restore               | available                                                      | restoring   | available         | available       | snapshot.revert
-snapshot   | report_creating       | creating                                                       | -           | creating          | (back)          | snapshot.update
-snapshot   | report_available      | creating                                                       | -           | available         | (back)          | snapshot.update
-snapshot   | report_error          | creating                                                       | -           | error             | (back)          | snapshot.update
-snapshot   | report_deleting       | deleting                                                       | -           | deleting          | (back)          | snapshot.update
-snapshot   | report_error_deleting | deleting                                                       | -           | error_deleting    | (back)          | snapshot.update
-attachment | reserve               | (new)                                                          | -           | reserved          | (back)          | attachment.reserve
-attachment | connect               | (any)                                                          | -           | attaching         | error_attaching | attachment.connect
-attachment | complete              | attached attaching reserved                                    | -           | attached          | (back)          | attachment.complete
-attachment | delete                | (any)                                                          | -           | (gone)            | (back)          | attachment.delete
+resource   | action                | from                                                           | while       | done              | failed           | event
+volume     | create                | (new)                                                          | creating    | available         | error            | volume.create
+volume     | download              | creating downloading                                           | downloading | (recomputed)      | error            | volume.create
+volume     | delete                | available error error_extending error_managing error_restoring | deleting    | (gone)            | error_deleting   | volume.delete
+volume     | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting   | volume.delete
+volume     | extend                | available                                                      | extending   | (back)            | error_extending  | volume.resize
+volume     | extend_attached       | in-use                                                         | extending   | (back)            | error_extending  | volume.resize
+volume     | revert                | available                                                      | reverting   | available         | error            | volume.revert
+volume     | reimage               | available error                                                | downloading | (recomputed)      | error            | volume.reimage
+volume     | reimage_reserved      | available error reserved                                       | downloading | (recomputed)      | error            | volume.reimage
+volume     | manage                | (new)                                                          | managing    | available         | error_managing   | volume.manage_existing
+volume     | unmanage              | available error error_extending error_managing error_restoring | unmanaging  | (gone)            | error_unmanaging | volume.unmanage
+volume     | retype                | available in-use                                               | retyping    | (back)            | (back)           | volume.retype
+volume     | upload                | available                                                      | uploading   | (recomputed)      | (recomputed)     | volume.upload
+volume     | upload_attached       | available in-use                                               | uploading   | (recomputed)      | (recomputed)     | volume.upload
+volume     | transfer              | available                                                      | -           | awaiting-transfer | (back)           | volume.transfer.create
+volume     | accept_transfer       | awaiting-transfer                                              | -           | available         | (back)           | volume.transfer.accept
+volume     | cancel_transfer       | awaiting-transfer                                              | -           | available         | (back)           | volume.transfer.delete
+volume     | reserve               | available                                                      | -           | attaching         | (back)           | volume.reserve
+volume     | reserve_shared        | available in-use                                               | -           | attaching         | (back)           | volume.reserve
+volume     | unreserve             | attaching                                                      | -           | (recomputed)      | (back)           | volume.unreserve
+volume     | attach                | attaching available in-use reserved                            | -           | in-use            | (back)           | volume.attach
+volume     | begin_detaching       | in-use                                                         | -           | detaching         | (back)           | volume.begin_detaching
+volume     | roll_detaching        | detaching                                                      | -           | in-use            | (back)           | volume.roll_detaching
+volume     | detach                | (any)                                                          | -           | (recomputed)      | (back)           | volume.detach
+volume     | hold                  | available                                                      | -           | reserved          | (back)           | volume.reserve
+volume     | hold_shared           | available in-use                                               | -           | reserved          | (back)           | volume.reserve
+volume     | connect               | attaching available detaching in-use reserved                  | -           | attaching         | (back)           | volume.connect
+volume     | complete              | attaching in-use reserved                                      | -           | in-use            | (back)           | volume.attach
+snapshot   | create                | (new)                                                          | creating    | available         | error            | snapshot.create
+snapshot   | delete                | available error                                                | deleting    | (gone)            | error_deleting   | snapshot.delete
+snapshot   | delete_refused        | deleting                                                       | deleting    | (gone)            | available        | snapshot.delete
+snapshot   | force_delete          | (any)                                                          | deleting    | (gone)            | error_deleting   | snapshot.delete
+snapshot   | restore               | available                                                      | restoring   | available         | available        | snapshot.revert
+snapshot   | manage                | (new)                                                          | creating    | available         | error            | snapshot.manage_existing_snapshot
+snapshot   | unmanage              | available error                                                | unmanaging  | (gone)            | error            | snapshot.unmanage
+snapshot   | report_creating       | creating                                                       | -           | creating          | (back)           | snapshot.update
+snapshot   | report_available      | creating                                                       | -           | available         | (back)           | snapshot.update
+snapshot   | report_error          | creating                                                       | -           | error             | (back)           | snapshot.update
+snapshot   | report_deleting       | deleting                                                       | -           | deleting          | (back)           | snapshot.update
+snapshot   | report_error_deleting | deleting                                                       | -           | error_deleting    | (back)           | snapshot.update
+attachment | reserve               | (new)                                                          | -           | reserved          | (back)           | attachment.reserve
+attachment | connect               | (any)                                                          | -           | attaching         | error_attaching  | attachment.connect
+attachment | complete              | attached attaching reserved                                    | -           | attached          | (back)           | attachment.complete
+attachment | delete                | (any)                                                          | -           | (gone)            | (back)           | attachment.delete
 """
 
 

@@ -142,6 +142,54 @@ class Retyping(Protocol):
         """
 
 
+class Existing(msgspec.Struct, frozen=True, kw_only=True):
+    """Something at a back end that may become a volume or a snapshot; sizes in GiB, rounded up."""
+
+    reference: dict[str, str]  # what `adopt` is told
+    size: int
+    id: str | None = None  # of the volume or snapshot that it is by its name
+    reason: str | None = None  # why it cannot be taken over
+    extra: dict[str, Any] | None = None
+
+
+@runtime_checkable
+class Managing(Protocol):
+    """Optional: take over what is at the back end already, and let go of it without removing it.
+
+    Taken over, an object has the name that derives from its id. References are the back end's own words; one
+    that leads to nothing that can be taken over raises `StorageError`.
+    """
+
+    def existing_volumes(self) -> Sequence[Existing]:
+        """Everything that is a volume or might become one."""
+
+    def existing_snapshots(self) -> Sequence[Existing]:
+        """Everything that is a snapshot or might become one."""
+
+    def measure_volume(self, reference: Mapping[str, str]) -> int:
+        """GiB that it needs as a volume."""
+
+    def measure_snapshot(self, reference: Mapping[str, str]) -> int:
+        """GiB that it needs as a snapshot."""
+
+    def adopt(self, volume: VolumeRef, reference: Mapping[str, str]) -> None:
+        """Make it the volume, grown to `volume.size`; one that is the volume already is success."""
+
+    def adopt_snapshot(self, snapshot: SnapshotRef, reference: Mapping[str, str]) -> None:
+        """Make it the snapshot; one that is the snapshot already is success."""
+
+    def release(self, volume: VolumeRef, to: Mapping[str, str] | None = None) -> Mapping[str, str] | None:
+        """Give the volume a name that is not of the service: that of `to`, or one that derives from its id.
+
+        Returns the reference that leads to it now; None when there is no such volume.
+        """
+
+    def release_snapshot(
+        self, snapshot: SnapshotRef, to: Mapping[str, str] | None = None
+    ) -> Mapping[str, str] | None:
+        """The same for a snapshot."""
+
+
 @runtime_checkable
 class OwnFunctions(Protocol):
     """Optional: expressions for the scheduler that hold where the configuration names none."""

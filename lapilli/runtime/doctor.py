@@ -34,7 +34,9 @@ from lapilli.ports.target import ExportSpec
 from lapilli.store import records, tables
 
 # a volume in these may have nothing at its back end: a delete may have failed after its work was done
-EMPTY = frozenset(("creating", "downloading", "error", "error_deleting"))
+EMPTY = frozenset(
+    ("creating", "downloading", "error", "error_deleting", "error_managing", "error_unmanaging")
+)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,64 @@ def test_a_revert_that_fails_leaves_the_content(driver: FilePool) -> None:
     assert driver.volumes() == [made.id]
 
 
+def test_what_is_there_becomes_a_volume_and_ceases_to_be_one(driver: FilePool) -> None:
+    made, adopted = volume(2), volume(2)
+    driver.create(made)
+    write(driver, made, b"kept", at=GIB)
+    for _ in range(2):
+        left = driver.release(made)
+        assert driver.volumes() == []
+    assert left is not None
+    assert left in [each.reference for each in driver.existing_volumes()]
+    assert driver.measure_volume(left) == 2
+    for _ in range(2):
+        driver.adopt(adopted, left)
+        assert driver.volumes() == [adopted.id]
+    assert read(driver, adopted, 4, at=GIB) == b"kept"
+    (found,) = driver.existing_volumes()
+    assert (found.id, found.size) == (adopted.id, 2)
+    for _ in range(2):
+        assert driver.release(adopted, left) == left
+    assert driver.release(volume()) is None
+    with pytest.raises(StorageError):
+        driver.adopt(volume(), {"source-name": "nothing"})
+
+
+def test_what_is_there_becomes_a_snapshot_and_ceases_to_be_one(driver: FilePool) -> None:
+    made = volume()
+    driver.create(made)
+    write(driver, made, b"kept")
+    taken, adopted = snapshot_of(made), snapshot_of(made)
+    driver.create_snapshot(taken, in_use=False, progress=quiet)
+    for _ in range(2):
+        left = driver.release_snapshot(taken)
+        assert driver.snapshots() == []
+    assert left is not None
+    assert [(each.reference, each.size, each.id) for each in driver.existing_snapshots()] == [(left, 1, None)]
+    assert driver.measure_snapshot(left) == 1
+    for _ in range(2):
+        driver.adopt_snapshot(adopted, left)
+        assert driver.snapshots() == [adopted.id]
+    copy = volume()
+    driver.create_from_snapshot(copy, adopted, quiet)
+    assert read(driver, copy, 4) == b"kept"
+
+
+def test_names_that_are_in_use_are_not_written_over(driver: FilePool) -> None:
+    one, other = volume(), volume()
+    for each in (one, other):
+        driver.create(each)
+    write(driver, one, b"mine")
+    left = driver.release(one)
+    with pytest.raises(StorageError, match="There is a file"):
+        driver.release(other, left)
+    again = volume()
+    assert left is not None
+    driver.adopt(again, left)
+    assert read(driver, again, 4) == b"mine"
+    assert set(driver.volumes()) == {again.id, other.id}
+
+
 def test_a_blank_volume_reads_as_zeros_and_needs_no_space(driver: FilePool) -> None:
     made = volume()
     driver.create(made)

@@ -175,6 +175,11 @@ class House:
             "messages": self._count(tables.messages),
             "differences": [each.text for each in Doctor(self.core, self.backends).examine()],
             "cached": sorted(path.name[:36] for path in self._files("pool/cache", "sim-files/cache")),
+            "unmanaged": [
+                (self.directory / path).read_bytes()[: len(WORDS)].decode()
+                for path in self._files("pool", "sim-files")
+                if path.name.startswith("unmanaged-")
+            ],
             "rubbish": self._rubbish(),
         }
 
@@ -191,7 +196,7 @@ class House:
     def _rubbish(self) -> list[str]:
         """Files that are no volume, no snapshot, no image and none of the service's own."""
         images = tuple(f"cache/{image.id}-" for image in self.core.images.all())
-        whole = ("/volume-", "/snapshot-", *images)
+        whole = ("/volume-", "/snapshot-", "/unmanaged-", *images)
         found = map(str, self._files("pool", "sim-files", "images/incoming", "conversion"))
         return [path for path in found if path.endswith(".part") or not any(word in path for word in whole)]
 

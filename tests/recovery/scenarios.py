@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lapilli.domain import states
-from lapilli.domain.model import Attachment, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Attachment, Pool, Snapshot, Volume, VolumeType
 from lapilli.errors import Busy, StorageError
-from lapilli.flows import attachments, images, retype, rewriting, snapshots, volume_types, volumes
+from lapilli.flows import attachments, images, managing, retype, rewriting, snapshots, volume_types, volumes
 from lapilli.flows.definitions import KINDS
 from lapilli.store import records
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER, WORDS, House, Report, Scenario
@@ -430,6 +430,96 @@ scenario(
 )
 
 
+def _found(house: House, kind: str = "volumes") -> str:
+    """The name of a file in the pool that is not the service's, of less than a GiB."""
+    path = house.directory / ("sim-files" if house.backends[0].driver.__class__.__name__ == "Sim" else "pool")
+    name = f"{kind[:-1]}-found.raw"
+    (path / kind / name).write_bytes(WORDS + bytes(65536 - len(WORDS)))
+    return name
+
+
+def _manage_request(house: House, name: str) -> managing.ManageRequest:
+    (pool,), (kind,) = house.all(Pool), house.all(VolumeType)
+    return managing.ManageRequest(reference={"source-name": name}, host=pool.name, kind=kind)
+
+
+def manage(house: House, name: str) -> None:
+    managing.manage(house.core, CONTEXT, _manage_request(house, name))
+
+
+scenario(
+    "volume.manage",
+    "a file",
+    prepare=_found,
+    submit=manage,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "manage"))(report)
+        | used(1, 1)
+        | {"content": dict.fromkeys(report["volumes"], WORDS.decode()), "pools": [[1, 1]]}
+    ),
+)
+scenario(
+    "volume.manage",
+    "a file that is not there",
+    prepare=nothing,
+    submit=lambda house, _: manage(house, "nothing.raw"),
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "manage", "failed"))(report) | used(0, 0) | {"pools": [[0, 1]]}
+    ),
+    state="failed",
+    messages=1,
+)
+scenario(
+    "volume.unmanage",
+    "leaves the file",
+    prepare=_exported,
+    submit=lambda house, volume: managing.unmanage(house.core, CONTEXT, volume),
+    wanted=lambda _report: (
+        {"volumes": {}, "exports": [], "holders": [], "pools": [[0, 0]], "content": {}}
+        | {"unmanaged": [WORDS.decode()]}
+        | used(0, 0)
+    ),
+)
+
+
+def manage_snapshot(house: House, told: tuple[Volume, str]) -> None:
+    managing.manage_snapshot(
+        house.core, CONTEXT, told[0], reference={"source-name": told[1]}, name=None, description=None,
+        metadata={},
+    )  # fmt: skip
+
+
+scenario(
+    "snapshot.manage",
+    "a file",
+    prepare=lambda house: (house.volume(), _found(house, "snapshots")),
+    submit=manage_snapshot,
+    wanted=lambda report: statuses("snapshots", ends("snapshot", "manage"))(report) | used(1, 2, 1),
+)
+scenario(
+    "snapshot.unmanage",
+    "leaves the file",
+    prepare=lambda house: house.snapshot(house.volume()),
+    submit=lambda house, snapshot: managing.unmanage_snapshot(house.core, CONTEXT, snapshot),
+    wanted=lambda _report: {"snapshots": {}, "unmanaged": [WORDS.decode()]} | used(1, 1),
+)
+
+
+def look(house: House, _made: Any = None) -> None:
+    (pool,) = house.all(Pool)
+    page = {"limit": 10, "offset": 0, "sort": [], "marker": None}
+    ask(managing.existing, house.core, CONTEXT, pool.name, "volumes", page)
+
+
+scenario(
+    "backend.list",
+    "of volumes",
+    prepare=lambda house: (house.volume(), _found(house))[0],
+    submit=look,
+    wanted=lambda report: statuses("volumes", "available")(report) | used(1, 1),
+)
+
+
 def take_snapshot(house: House, volume: Volume) -> None:
     snapshots.create(
         house.core, CONTEXT, volume, name=None, description=None, metadata={}, in_use_allowed=True
@@ -623,9 +713,10 @@ def _as_the_table_says(kind: str) -> Callable[[Report], Report]:
         told = report[f"{definition.resource}s"].get(subject)
         own = same[f"{definition.resource}s"]
         may_be = {own.get(subject) if word in (states.BACK, states.RECOMPUTED) else word for word in words}
-        own[subject] = told if told in may_be else f"one of {may_be}"
-        if definition.resource == "volume":
-            same["sizes"].setdefault(subject, 1)
+        if words:
+            own[subject] = told if told in may_be else f"one of {may_be}"
+        if definition.resource == "volume" and words:
+            same["sizes"].setdefault(subject, 0 if kind == "volume.manage" else 1)
         same["types"] = report["types"] | before["types"]
         return same | {name: before[name] for name in ("exports", "holders")}
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _DRIVER = (
     "create create_from_snapshot clone delete extend create_snapshot delete_snapshot "
-    "clone_cached keep_cached retype revert blank"
+    "clone_cached keep_cached retype revert blank "
+    "adopt release adopt_snapshot release_snapshot"
 )
 
 

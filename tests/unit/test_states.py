@@ -22,7 +22,7 @@ from lapilli.domain.states import (
     while_states,
 )
 
-VOLUME = {*VOLUME_RESET, "reverting"}  # and what nobody resets to
+VOLUME = {*VOLUME_RESET, "reverting", "unmanaging", "error_unmanaging"}  # and what nobody resets to
 ATTACHMENT = {"reserved", "attaching", "attached", "detaching", "error_attaching", "error_detaching"}
 KNOWN = {"volume": VOLUME, "snapshot": set(SNAPSHOT_STATUSES), "attachment": ATTACHMENT}
 SPECIAL = {BACK, GONE, RECOMPUTED}

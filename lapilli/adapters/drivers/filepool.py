@@ -11,19 +11,24 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from lapilli.config import option
 from lapilli.errors import Busy, StorageError
-from lapilli.ports.driver import BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import BlockAddress, Existing, PoolStats, Progress, SnapshotRef, VolumeRef
 
 GIB = 1 << 30
 _FICLONE = 0x40049409
 _PIECE = 4 << 20
 _PART = ".part"
 _VERSION = "1.0"
+_NAME = "source-name"  # the only key of a reference
+_PLAIN_NAME = re.compile(r"[^./\0][^/\0]{0,254}")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PLAIN_WORDS = {
     errno.ENOSPC: "the pool has no space left",
     errno.EDQUOT: "the pool's disk quota is used up",
@@ -219,6 +224,99 @@ class FilePool:
         """Ids of all snapshots in the directory."""
         return self._ids("snapshots", "snapshot-")
 
+    # -- files that are there already ---------------------------------------------------------------------
+
+    def existing_volumes(self) -> Sequence[Existing]:
+        """Every file among the volumes, whatever its name."""
+        return self._existing("volumes", self.volumes())
+
+    def existing_snapshots(self) -> Sequence[Existing]:
+        """Every file among the snapshots, whatever its name."""
+        return self._existing("snapshots", self.snapshots())
+
+    def _existing(self, kind: str, ids: Sequence[str]) -> list[Existing]:
+        own = {os.path.basename(self._path(kind, each)): each for each in ids}
+        with _plainly("list the pool"):
+            names = sorted(os.listdir(os.path.join(self._root, kind)))
+        found = []
+        for name in names:
+            if name.startswith(".") or name.endswith(_PART):
+                continue
+            reference = {_NAME: name}
+            try:
+                size, reason = self._measure(kind, reference), None
+            except StorageError as problem:
+                size, reason = 0, problem.message
+            found.append(Existing(reference=reference, size=size, id=own.get(name), reason=reason))
+        return found
+
+    def measure_volume(self, reference: Mapping[str, str]) -> int:
+        """The file's size, rounded up to whole GiB."""
+        return self._measure("volumes", reference)
+
+    def measure_snapshot(self, reference: Mapping[str, str]) -> int:
+        """The file's size, rounded up to whole GiB."""
+        return self._measure("snapshots", reference)
+
+    def _measure(self, kind: str, reference: Mapping[str, str]) -> int:
+        path = self._named(kind, reference)
+        with _plainly(f"look at {path}"):
+            try:
+                status = os.lstat(path)  # a link would lead out of the pool
+            except FileNotFoundError:
+                raise _Missing(
+                    f"There is no file {os.path.basename(path)} among the pool's {kind}."
+                ) from None
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+            raise StorageError(f"{os.path.basename(path)} is no file with content.", retry=False)
+        return -(-status.st_size // GIB)
+
+    def _named(self, kind: str, reference: Mapping[str, str]) -> str:
+        """The path that a reference leads to: a plain name in the folder of its kind."""
+        name = reference.get(_NAME)
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or name.endswith(_PART):
+            raise StorageError(f"A {_NAME} must be given: the name of a file of the pool.", retry=False)
+        return os.path.join(self._root, kind, name)
+
+    def adopt(self, volume: VolumeRef, reference: Mapping[str, str]) -> None:
+        """Rename the file, and let it grow to whole GiB."""
+        self._adopt("volumes", volume.id, reference)
+        self.extend(volume, volume.size)
+
+    def adopt_snapshot(self, snapshot: SnapshotRef, reference: Mapping[str, str]) -> None:
+        """Rename the file."""
+        self._adopt("snapshots", snapshot.id, reference)
+
+    def _adopt(self, kind: str, identifier: str, reference: Mapping[str, str]) -> None:
+        path = self._path(kind, identifier)
+        if not os.path.exists(path):
+            self._measure(kind, reference)
+            self._rename(self._named(kind, reference), path)
+
+    def release(self, volume: VolumeRef, to: Mapping[str, str] | None = None) -> Mapping[str, str] | None:
+        """Rename the file to what it was called, or to `unmanaged-<id>.raw`."""
+        return self._release("volumes", volume.id, to)
+
+    def release_snapshot(
+        self, snapshot: SnapshotRef, to: Mapping[str, str] | None = None
+    ) -> Mapping[str, str] | None:
+        """Rename the file to what it was called, or to `unmanaged-<id>.raw`."""
+        return self._release("snapshots", snapshot.id, to)
+
+    def _release(self, kind: str, identifier: str, to: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        reference = dict(to or {_NAME: f"unmanaged-{identifier}.raw"})
+        path, wanted = self._path(kind, identifier), self._named(kind, reference)
+        if os.path.exists(path):
+            if os.path.lexists(wanted):
+                raise StorageError(f"There is a file {os.path.basename(wanted)} in the pool.", retry=False)
+            self._rename(path, wanted)
+        return reference if os.path.lexists(wanted) else None
+
+    def _rename(self, path: str, wanted: str) -> None:
+        with _plainly(f"rename {os.path.basename(path)}"):
+            os.rename(path, wanted)
+            _sync_directory(wanted)
+
     # -- image cache: worth its space only where a clone shares it ----------------------------------------
 
     def clone_cached(self, volume: VolumeRef, key: str) -> bool:
@@ -277,19 +375,23 @@ class FilePool:
     # -- files --------------------------------------------------------------------------------------------
 
     def _volume(self, volume_id: str) -> str:
-        return os.path.join(self._root, "volumes", f"volume-{volume_id}.raw")
+        return self._path("volumes", volume_id)
 
     def _snapshot(self, snapshot_id: str) -> str:
-        return os.path.join(self._root, "snapshots", f"snapshot-{snapshot_id}.raw")
+        return self._path("snapshots", snapshot_id)
+
+    def _path(self, kind: str, identifier: str) -> str:
+        return os.path.join(self._root, kind, f"{kind[:-1]}-{identifier}.raw")
 
     def _ids(self, kind: str, prefix: str) -> list[str]:
         with _plainly("list the pool"):
             entries = os.listdir(os.path.join(self._root, kind))
-        return sorted(
+        found = (
             entry[len(prefix) : -len(".raw")]
             for entry in entries
             if entry.startswith(prefix) and entry.endswith(".raw")
         )
+        return sorted(each for each in found if _ID.fullmatch(each))  # other names are not the service's
 
     def _copy_volume(self, volume: VolumeRef, source_path: str, what: str, progress: Progress) -> None:
         path = self._volume(volume.id)

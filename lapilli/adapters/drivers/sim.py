@@ -113,6 +113,38 @@ class Sim(FilePool):
         with self._fault("delete_snapshot"):
             super().delete_snapshot(snapshot)
 
+    def measure_volume(self, reference: Mapping[str, str]) -> int:
+        """As of the file pool."""
+        with self._fault("measure_volume"):
+            return super().measure_volume(reference)
+
+    def adopt(self, volume: VolumeRef, reference: Mapping[str, str]) -> None:
+        """As of the file pool."""
+        with self._fault("adopt"):
+            super().adopt(volume, reference)
+
+    def release(self, volume: VolumeRef, to: Mapping[str, str] | None = None) -> Mapping[str, str] | None:
+        """As of the file pool."""
+        with self._fault("release"):
+            return super().release(volume, to)
+
+    def measure_snapshot(self, reference: Mapping[str, str]) -> int:
+        """As of the file pool."""
+        with self._fault("measure_snapshot"):
+            return super().measure_snapshot(reference)
+
+    def adopt_snapshot(self, snapshot: SnapshotRef, reference: Mapping[str, str]) -> None:
+        """As of the file pool."""
+        with self._fault("adopt_snapshot"):
+            super().adopt_snapshot(snapshot, reference)
+
+    def release_snapshot(
+        self, snapshot: SnapshotRef, to: Mapping[str, str] | None = None
+    ) -> Mapping[str, str] | None:
+        """As of the file pool."""
+        with self._fault("release_snapshot"):
+            return super().release_snapshot(snapshot, to)
+
     @contextmanager
     def _fault(self, call: str) -> Iterator[None]:
         fault = self._take_fault(call)

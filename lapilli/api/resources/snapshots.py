@@ -14,17 +14,15 @@ from lapilli.api.fields import (
     Look,
     Property,
     body,
-    field,
     required,
-    time_field,
-    view,
 )
 from lapilli.api.listing import flag, listing, maps
 from lapilli.api.resource import Call, Routes
+from lapilli.api.views import SNAPSHOT, SNAPSHOT_SUMMARY, SNAPSHOT_WRITTEN
 from lapilli.domain.model import Snapshot, Volume
 from lapilli.domain.states import SNAPSHOT_STATUSES
 from lapilli.errors import InvalidInput, NotFound
-from lapilli.flows import snapshots as flows
+from lapilli.flows import managing, snapshots as flows
 from lapilli.store import records
 
 route = Routes()
@@ -32,39 +30,9 @@ route = Routes()
 GET = rule("volume:get_snapshot", READER)
 GET_ALL = rule("volume:get_all_snapshots", READER)
 CREATE = rule("volume:create_snapshot", MEMBER)
-SEE_EXTENDED = rule("volume_extension:extended_snapshot_attributes", READER)
 GET_METADATA = rule("volume:get_snapshot_metadata", READER)
 UPDATE_METADATA = rule("volume:update_snapshot_metadata", MEMBER)
 DELETE_METADATA = rule("volume:delete_snapshot_metadata", MEMBER)
-
-_STRING = {"type": "string"}
-_TEXT = {"type": ["string", "null"]}
-
-_BASE = (
-    field("id", schema=_STRING),
-    field("name", schema=_TEXT),
-    field("description", schema=_TEXT),
-    field("volume_id", schema=_STRING),
-    field("status", schema=_STRING),
-    field("size", schema={"type": "integer"}),
-    time_field("created_at"),
-    time_field("updated_at"),
-    field("metadata", schema={"type": "object"}),
-)
-_WINDOWS = (
-    field("group_snapshot_id", schema=_TEXT, since="3.14"),
-    field("user_id", schema=_STRING, since="3.41"),
-    field("consumes_quota", schema={"type": "boolean"}, since="3.65"),
-)
-SUMMARY = view("snapshot", *_BASE)
-WRITTEN = view("snapshot", *_BASE, *_WINDOWS)
-SNAPSHOT = view(
-    "snapshot",
-    *_BASE,
-    *_WINDOWS,
-    field("os-extended-snapshot-attributes:project_id", "project_id", _STRING, rule=SEE_EXTENDED),
-    field("os-extended-snapshot-attributes:progress", "progress", _STRING, rule=SEE_EXTENDED),
-)
 
 LIST = listing(
     Snapshot,
@@ -104,12 +72,12 @@ _CREATE = {
 # --- snapshots -------------------------------------------------------------------------------------------
 
 
-@route.get("/snapshots", rule=GET_ALL, query=_QUERY, lists=("snapshots", SUMMARY))
+@route.get("/snapshots", rule=GET_ALL, query=_QUERY, lists=("snapshots", SNAPSHOT_SUMMARY))
 def index(call: Call) -> dict[str, Any]:
     """List snapshots."""
     with call.core.store.read() as connection:
         page = LIST.page(call, connection)
-    return page.answer(SUMMARY.render_all(page.items, Look(call)))
+    return page.answer(SNAPSHOT_SUMMARY.render_all(page.items, Look(call)))
 
 
 @route.get("/snapshots/detail", rule=GET_ALL, query=_QUERY, lists=("snapshots", SNAPSHOT))
@@ -131,7 +99,7 @@ def show(call: Call, snapshot_id: str) -> Snapshot:
     rule=CREATE,
     status=202,
     until="3.65",
-    returns=WRITTEN,
+    returns=SNAPSHOT_WRITTEN,
     accepts=body("snapshot", _CREATE, force=BOOL),
 )
 def create_with_force(call: Call, wanted: dict[str, Any]) -> Snapshot:
@@ -144,7 +112,7 @@ def create_with_force(call: Call, wanted: dict[str, Any]) -> Snapshot:
     rule=CREATE,
     status=202,
     since="3.66",
-    returns=WRITTEN,
+    returns=SNAPSHOT_WRITTEN,
     accepts=body("snapshot", _CREATE, force=BOOL),
 )
 def create(call: Call, wanted: dict[str, Any]) -> Snapshot:
@@ -157,7 +125,7 @@ def create(call: Call, wanted: dict[str, Any]) -> Snapshot:
 @route.put(
     "/snapshots/{snapshot_id}",
     rule=rule("volume:update_snapshot", MEMBER),
-    returns=WRITTEN,
+    returns=SNAPSHOT_WRITTEN,
     accepts=body("snapshot", _NAMES, least=1),
 )
 def update(call: Call, snapshot_id: str, wanted: dict[str, Any]) -> Snapshot:
@@ -254,6 +222,17 @@ def force_delete(call: Call, snapshot_id: str, _value: Any) -> None:
 def update_status(call: Call, snapshot_id: str, wanted: dict[str, Any]) -> None:
     """Report how a snapshot made elsewhere is coming along."""
     flows.report(call.core, _get(call, snapshot_id), wanted["status"], wanted.get("progress"))
+
+
+@route.action(
+    "/snapshots/{snapshot_id}/action",
+    "os-unmanage",
+    rule=rule("snapshot_extension:snapshot_unmanage", ADMIN),
+    status=202,
+)
+def unmanage(call: Call, snapshot_id: str, _value: Any) -> None:
+    """Let go of a snapshot, and leave at the back end what is there."""
+    managing.unmanage_snapshot(call.core, call.context, _get(call, snapshot_id))
 
 
 # --- shared ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.domain import states
 from lapilli.domain.model import Image, Volume, VolumeType
 from lapilli.errors import InvalidInput
-from lapilli.flows import attachments, images, retype, rewriting, volume_types, volumes
+from lapilli.flows import attachments, images, managing, retype, rewriting, volume_types, volumes
 from lapilli.store import records
 
 route = Routes()
@@ -232,6 +232,12 @@ def reset_status(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
 def force_delete(call: Call, volume_id: str, _anything: Any) -> None:
     """Delete a volume whatever its status."""
     volumes.delete(call.core, call.context, _volume(call, volume_id), force=True)
+
+
+@route.action(_PATH, "os-unmanage", rule=rule("volume_extension:volume_unmanage", ADMIN), status=202)
+def unmanage(call: Call, volume_id: str, _anything: Any) -> None:
+    """Let go of a volume, and leave at the back end what is there."""
+    managing.unmanage(call.core, call.context, _volume(call, volume_id))
 
 
 # --- type ------------------------------------------------------------------------------------------------

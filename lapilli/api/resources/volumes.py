@@ -13,18 +13,14 @@ from lapilli.api.bodies import HINTS_KEY, VOLUME_CREATE as _CREATE, VOLUME_NAMES
 from lapilli.api.fields import (
     METADATA_SCHEMA,
     NULLABLE_METADATA,
-    OMIT,
     STR255,
     Look,
     body,
-    field,
-    time_field,
-    timestamp,
-    view,
 )
 from lapilli.api.listing import exact, flag, flag_param, host, listing, maps, times
 from lapilli.api.resource import Call, Routes
-from lapilli.domain.model import Attachment, Volume
+from lapilli.api.views import VOLUME, VOLUME_SUMMARY, VOLUME_WRITTEN
+from lapilli.domain.model import Volume
 from lapilli.errors import InvalidInput, NotFound
 from lapilli.flows import volumes as flows
 from lapilli.store import records, summaries, tables
@@ -43,112 +39,6 @@ CREATE_METADATA = rule("volume:create_volume_metadata", MEMBER)
 UPDATE_METADATA = rule("volume:update_volume_metadata", MEMBER)
 DELETE_METADATA = rule("volume:delete_volume_metadata", MEMBER)
 SEE_ENCRYPTION = rule("volume_extension:volume_encryption_metadata", READER)
-SEE_HOST = rule("volume_extension:volume_host_attribute", ADMIN)
-SEE_TENANT = rule("volume_extension:volume_tenant_attribute", READER)
-SEE_MIGRATION = rule("volume_extension:volume_mig_status_attribute", ADMIN)
-SEE_IMAGE = rule("volume_extension:volume_image_metadata:show", READER)
-SEE_FAULT = rule("volume:get_fault", READER)
-IS_ADMIN = rule("context_is_admin", ADMIN)
-
-_STRING = {"type": "string"}
-_TEXT = {"type": ["string", "null"]}
-_FLAG = {"type": "boolean"}
-_MAP = {"type": "object", "additionalProperties": _STRING}
-_LINKS = {"type": "array", "items": {"type": "object"}}
-
-# Stored words that have no meaning for users.
-_SHOWN_STATUS = {"managing": "creating", "error_managing": "error", "error_managing_deleting": "deleting"}
-_FIXED_KEY = "00000000-0000-0000-0000-000000000000"
-
-
-# --- how a volume looks ----------------------------------------------------------------------------------
-
-
-def _attachments(volume: Volume, look: Look) -> list[dict[str, Any]]:
-    found: list[Attachment] | None = look.maps["attachments"].get(volume.id)
-    if not found:
-        return []
-    return [
-        {
-            "id": volume.id,
-            "attachment_id": each.id,
-            "volume_id": volume.id,
-            "server_id": each.instance_id,
-            "host_name": each.attached_host if look.maps["sees_hosts"] else None,
-            "device": each.mountpoint,
-            "attached_at": timestamp(each.attached_at),
-        }
-        for each in found
-    ]
-
-
-def _metadata(volume: Volume, _look: Look) -> dict[str, str]:
-    if not volume.admin_metadata:
-        return volume.metadata
-    shown = {k: v for k, v in volume.admin_metadata.items() if k in ("readonly", "attached_mode")}
-    return {**volume.metadata, **shown}
-
-
-def _key_id(volume: Volume, _look: Look) -> Any:
-    key = volume.encryption_key_id
-    return OMIT if key is None or key == _FIXED_KEY else key
-
-
-_BASE = (
-    field("id", schema=_STRING),
-    field("name", schema=_TEXT),
-    field("description", schema=_TEXT),
-    field("user_id", schema=_TEXT),
-    field("availability_zone", schema=_TEXT),
-    field("status", lambda volume, _look: _SHOWN_STATUS.get(volume.status, volume.status), _STRING),
-    field("size", schema={"type": "integer"}),
-    time_field("created_at"),
-    time_field("updated_at"),
-    field("volume_type", lambda volume, look: look.maps["types"].get(volume.volume_type_id), _TEXT),
-    field("snapshot_id", schema=_TEXT),
-    field("source_volid", schema=_TEXT),
-    field("consistencygroup_id", lambda _volume, _look: None, _TEXT),
-    field("metadata", _metadata, _MAP),
-    field("links", lambda volume, look: look.call.links("volumes", volume.id), _LINKS),
-    field("bootable", lambda volume, _look: "true" if volume.bootable else "false", _STRING),
-    field("encrypted", lambda volume, _look: volume.encryption_key_id is not None, _FLAG),
-    field("multiattach", schema=_FLAG),
-    field("replication_status", schema=_TEXT),
-    field("attachments", _attachments, {"type": "array", "items": {"type": "object"}}),
-    field("migration_status", schema=_TEXT, rule=IS_ADMIN),
-    field("group_id", schema=_TEXT, since="3.13"),
-    field("provider_id", schema=_TEXT, since="3.21", rule=IS_ADMIN),
-    field("shared_targets", schema=_FLAG, since="3.48", until="3.68"),
-    field("shared_targets", schema={"type": ["boolean", "null"]}, since="3.69"),
-    field("service_uuid", schema=_TEXT, since="3.48"),
-    field("cluster_name", schema=_TEXT, since="3.61", rule=IS_ADMIN),
-    field("volume_type_id", schema=_STRING, since="3.63"),
-    field("encryption_key_id", _key_id, _STRING, since="3.64", optional=True),
-    field("consumes_quota", schema=_FLAG, since="3.65"),
-)
-SUMMARY = view(
-    "volume",
-    field("id", schema=_STRING),
-    field("name", schema=_TEXT),
-    field("links", lambda volume, look: look.call.links("volumes", volume.id), _LINKS),
-)
-WRITTEN = view("volume", *_BASE)
-VOLUME = view(
-    "volume",
-    *_BASE,
-    field("os-vol-host-attr:host", "host", _TEXT, rule=SEE_HOST),
-    field("os-vol-tenant-attr:tenant_id", "project_id", _STRING, rule=SEE_TENANT),
-    field("os-vol-mig-status-attr:migstat", "migration_status", _TEXT, rule=SEE_MIGRATION),
-    field("os-vol-mig-status-attr:name_id", "name_id", _TEXT, rule=SEE_MIGRATION),
-    field(
-        "volume_image_metadata",
-        lambda volume, _look: volume.image_metadata or OMIT,
-        _MAP,
-        rule=SEE_IMAGE,
-        optional=True,
-    ),
-    field("fault", schema=_TEXT, rule=SEE_FAULT, extension="fault"),
-)
 
 LIST = listing(
     Volume,
@@ -208,12 +98,12 @@ def _read(call: Call, volume_id: str) -> Volume:
 # --- volumes ---------------------------------------------------------------------------------------------
 
 
-@route.get("/volumes", rule=GET_ALL, query=_QUERY, lists=("volumes", SUMMARY))
+@route.get("/volumes", rule=GET_ALL, query=_QUERY, lists=("volumes", VOLUME_SUMMARY))
 def index(call: Call) -> dict[str, Any]:
     """List volumes."""
     with call.core.store.read() as connection:
         page = LIST.page(call, connection, *_visible(call))
-    return page.answer(SUMMARY.render_all(page.items, Look(call)))
+    return page.answer(VOLUME_SUMMARY.render_all(page.items, Look(call)))
 
 
 @route.get("/volumes/detail", rule=GET_ALL, query=_QUERY, lists=("volumes", VOLUME))
@@ -273,7 +163,7 @@ def _renamed(wanted: dict[str, Any]) -> dict[str, Any]:
     status=202,
     until="3.45",
     accepts=_CREATE,
-    returns=WRITTEN,
+    returns=VOLUME_WRITTEN,
     resume=lambda call, earlier: _written(call, earlier.made),
 )
 def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +177,7 @@ def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     status=202,
     since="3.46",
     accepts=_CREATE,
-    returns=WRITTEN,
+    returns=VOLUME_WRITTEN,
     resume=lambda call, earlier: _written(call, earlier.made),
 )
 def create_following_image(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -321,20 +211,20 @@ def _create(call: Call, wanted: dict[str, Any], *, follow_image: bool) -> dict[s
 def _written(call: Call, volume: Volume) -> dict[str, Any]:
     with call.core.store.read() as connection:
         look = _look(call, connection, [volume])
-    return {"volume": WRITTEN.render(volume, look)}
+    return {"volume": VOLUME_WRITTEN.render(volume, look)}
 
 
 @route.put(
     "/volumes/{volume_id}",
     rule=UPDATE,
-    returns=WRITTEN,
+    returns=VOLUME_WRITTEN,
     until="3.52",
     accepts=body("volume", VOLUME_NAMES, metadata=NULLABLE_METADATA),
 )
 @route.put(
     "/volumes/{volume_id}",
     rule=UPDATE,
-    returns=WRITTEN,
+    returns=VOLUME_WRITTEN,
     since="3.53",
     accepts=body("volume", VOLUME_NAMES, metadata=NULLABLE_METADATA, least=1),
 )
