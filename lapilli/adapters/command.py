@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from lapilli.errors import StorageError
 
 _TAIL = 4096
+_TICK = 1.0  # seconds
 _USERINFO = re.compile(r"//[^/@\s]+@")
 
 
@@ -27,12 +28,14 @@ def run(
     memory: int | None = None,
     cpu: int | None = None,
     on_line: Callable[[str], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
     accept: Container[int] = (0,),
 ) -> str:
     """Run a program and return its standard output; `timeout` and `cpu` in seconds, `memory` in bytes.
 
     `on_line` gets every output line as it comes (a carriage return ends one too), and nothing is returned.
+    `on_tick` is called about once a second; what either raises ends the program.
     Raises `StorageError` with the end of what the program said when its exit status is not in `accept`.
     """
     name = os.path.basename(arguments[0])
@@ -48,7 +51,7 @@ def run(
     except OSError as problem:
         raise StorageError(f"{name} cannot be started: {problem.strerror}.") from problem
     try:
-        said, complaint = _listen(child, name, timeout, on_line)
+        said, complaint = _listen(child, name, timeout, on_line, on_tick)
     finally:
         status = _end(child)
     if status not in accept:
@@ -68,10 +71,14 @@ def _prefix(memory: int | None, cpu: int | None) -> list[str]:
 
 
 def _listen(
-    child: subprocess.Popen[bytes], name: str, timeout: float, on_line: Callable[[str], None] | None
+    child: subprocess.Popen[bytes],
+    name: str,
+    timeout: float,
+    on_line: Callable[[str], None] | None,
+    on_tick: Callable[[], None] | None,
 ) -> tuple[str, str]:
     """Both outputs of the child until it has exited; standard error is cut to its end."""
-    deadline = time.monotonic() + timeout
+    deadline, tick = time.monotonic() + timeout, time.monotonic() + _TICK
     said, complaint = bytearray(), bytearray()
     exited = os.pidfd_open(child.pid)
     with selectors.DefaultSelector() as ready, os.fdopen(exited):
@@ -81,7 +88,10 @@ def _listen(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise StorageError(f"{name} did not finish within {timeout:g} seconds.")
-            for key, _ in ready.select(left):
+            if on_tick is not None and time.monotonic() >= tick:
+                tick = time.monotonic() + _TICK
+                on_tick()
+            for key, _ in ready.select(left if on_tick is None else min(left, _TICK)):
                 if key.fd == exited:
                     _kill_group(child)  # whatever it started would hold its outputs open
                     ready.unregister(exited)

@@ -84,7 +84,10 @@ _DRIVERS = {
 }
 LOCK_WAIT = 10  # seconds that a statement waits for a row's lock
 ABANDONED = 15  # seconds after which the database ends the transaction of a process that has stopped
-SILENT = 15  # seconds after which somebody who does not answer is taken for cut off
+# seconds after which somebody who does not answer is taken for cut off, and for a new connection: together
+# less than a lease, so that who is cut off stops its work before another carries on
+SILENT = 8
+CONNECTING = 5
 STATEMENT = 60  # seconds that a statement may take
 _TIME = {
     "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
@@ -246,7 +249,7 @@ def _shared(kind: str, options: DatabaseOptions) -> dict[str, Any]:
         arguments["connect_args"] = postgres_lifeline(session)
     else:
         arguments["connect_args"] = {
-            "connect_timeout": 10,
+            "connect_timeout": CONNECTING,
             "read_timeout": STATEMENT + 5,
             "write_timeout": SILENT,
             # SIMULTANEOUS_ASSIGNMENT: with SET a = b, b = a the old values count, as the standard has it
@@ -268,7 +271,7 @@ def postgres_lifeline(session: Mapping[str, str]) -> dict[str, Any]:
     theirs = {f"tcp_{name}": str(value) for name, value in both.items()}
     told = {**session, **theirs, "tcp_user_timeout": str(SILENT * 1000)}
     return {
-        "connect_timeout": 10,
+        "connect_timeout": CONNECTING,
         **both,
         "tcp_user_timeout": SILENT * 1000,
         "options": " ".join(f"-c {name}={value}" for name, value in told.items()),

@@ -55,7 +55,7 @@ class Cloud:
         backends = {"left": ("shared", "both"), "right": ("shared", "both"), "alone": ("own", "alone")}
         for name in ("api", "first", "second", *backends):
             config: dict[str, dict[str, Any]] = {
-                "DEFAULT": dict(_QUICK),
+                "DEFAULT": {**_QUICK, "image_directory": self.directory / "images"},
                 "database": {"connection": self.url},
             }
             if name in backends:
@@ -184,6 +184,10 @@ class Cloud:
     def wait(self, volume_id: str, status: str = "available", seconds: float = 60) -> dict[str, Any]:
         """Wait until a volume has a status."""
         return self.api.wait(f"/v3/volumes/{volume_id}", "volume", status, seconds)
+
+    def is_available(self, volume_id: str) -> bool:
+        """Whether a volume is."""
+        return bool(self.api.get(f"/v3/volumes/{volume_id}").json()["volume"]["status"] == "available")
 
     def act(self, volume_id: str, action: str, **told: Any) -> None:
         """An action on a volume."""

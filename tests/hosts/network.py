@@ -175,6 +175,7 @@ class Host:
         self.log = self.state_dir / "log"
         self.config = self.state_dir / "lapilli.conf"
         self.process: subprocess.Popen[bytes] | None = None
+        self.programs = self.state_dir / "bin"  # looked for here first
         self.state_dir.mkdir(parents=True)
         values = {**config, "DEFAULT": {"host": name, **config.get("DEFAULT", {})}}
         lines = []
@@ -188,7 +189,8 @@ class Host:
         lapilli += ["--state-dir", str(self.state_dir), "--config", str(self.config)]
         apart = ["unshare", "--uts", "--pid", "--mount-proc", "--fork", "--kill-child"]
         named = ["sh", "-c", 'hostname "$0" && exec "$@"', self.name]
-        return ["ip", "netns", "exec", self.space, *apart, *named, *lapilli]
+        path = f"PATH={self.programs}:{os.environ['PATH']}"
+        return ["ip", "netns", "exec", self.space, *apart, "env", path, *named, *lapilli]
 
     def start(self, *words: str) -> None:
         """Start `lapilli WORDS`."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -145,4 +149,44 @@ def test_the_database_is_cut_off_from_everybody(cloud: Cloud) -> None:
     while page := cloud.api.get(f"/v3/volumes?limit=500&offset={len(listed)}").json()["volumes"]:
         listed += page
     assert sorted(each["name"] for each in listed if each["name"]) == sorted(accepted)
+    cloud.check()
+
+
+_SLOW = """#!/bin/sh
+case "$1" in
+convert) while :; do touch {marker}; sleep 0.2; done ;;
+*) exec {real} "$@" ;;
+esac
+"""
+
+
+def test_a_conversion_is_ended_before_another_host_begins_it(cloud: Cloud, tmp_path: Path) -> None:
+    """A program that a host has started writes nothing any more when its operation is taken over."""
+    left, marker, content = cloud.hosts["left"], tmp_path / "converting", tmp_path / "small.raw"
+    content.write_bytes(os.urandom(1 << 20))
+    added = left.run("image", "add", str(content), "--name", "small")
+    assert added.returncode == 0, added.stdout + added.stderr
+    image = re.search(r"[0-9a-f-]{36}", added.stdout)
+    assert image is not None, added.stdout
+    real = shutil.which("qemu-img")
+    left.programs.mkdir(exist_ok=True)
+    program = left.programs / "qemu-img"
+    program.write_text(_SLOW.format(marker=marker, real=real))
+    program.chmod(0o755)
+    try:
+        with cloud.hosts["right"].paused():
+            made = cloud.request(imageRef=image[0])
+            until(marker.exists)
+            left.cut()
+        until(lambda: cloud.holder(made) == "right" or cloud.is_available(made), 40)
+        stopped = marker.stat().st_mtime_ns
+        cloud.wait(made)
+        time.sleep(0.5)
+        assert marker.stat().st_mtime_ns == stopped
+    finally:
+        program.unlink()
+    with (cloud.directory / "shared" / "volumes" / f"volume-{made}.raw").open("rb") as volume:
+        assert volume.read(1 << 20) == content.read_bytes()
+    left.heal()
+    until(lambda: cloud.log("left").count(f"{BOUNCED}") > 0, 40)
     cloud.check()

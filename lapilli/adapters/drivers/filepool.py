@@ -351,6 +351,8 @@ class FilePool:
                 with _making(cached) as made:
                     self._fill(source, made, 0, _no_progress)
                     os.ftruncate(made, _end_of_data(made))
+            except Busy:
+                pass  # another host is keeping it
             finally:
                 os.close(source)
 

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 from lapilli.adapters import command
@@ -157,11 +156,12 @@ def _ask(*arguments: str, **how: Any) -> str:
 
 
 def _convert(arguments: list[str], total: int, progress: Progress, what: str) -> None:
-    line = _reporter(total, progress)
+    report = _Reporter(total, progress)
     try:
         command.run(
             ["qemu-img", "convert", "-p", *arguments],
-            on_line=line,
+            on_line=report.line,
+            on_tick=report.again,
             environment=_FEW_ARENAS,
             **_CONVERT_LIMITS,  # type: ignore[arg-type]
         )
@@ -170,13 +170,24 @@ def _convert(arguments: list[str], total: int, progress: Progress, what: str) ->
     progress(total, total)
 
 
-def _reporter(total: int, progress: Progress) -> Callable[[str], None]:
-    def line(text: str) -> None:
+class _Reporter:
+    """Tells the progress of a conversion, also while it stays where it is: whoever is told may end it."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+
+    def line(self, text: str) -> None:
+        """A line of qemu-img."""
         match = _PERCENT.search(text)
         if match:
-            progress(int(total * float(match.group(1)) / 100), total)
+            self._done = int(self._total * float(match.group(1)) / 100)
+            self.again()
 
-    return line
+    def again(self) -> None:
+        """What was told last."""
+        self._progress(self._done, self._total)
 
 
 def _sync(destination: BlockAddress) -> None:
