@@ -445,10 +445,18 @@ def preload_api(config: Config) -> None:
 def make_application(config: Config) -> Any:
     """The WSGI application, with a core of its own."""
     from lapilli.api.app import make_app  # noqa: PLC0415 - the roles do without the API
+    from lapilli.facades.old import Old  # noqa: PLC0415
+    from lapilli.facades.v1 import V1  # noqa: PLC0415
+    from lapilli.facades.v2 import V2  # noqa: PLC0415
 
     check_values(config)
     core = make_core(config)
-    return make_app(core, make_authenticator(core))
+    app = make_app(core, make_authenticator(core))
+    options = config.read(ApiOptions)
+    old = [
+        version for version, wanted in ((V1, options.enable_v1_api), (V2, options.enable_v2_api)) if wanted
+    ]
+    return Old(app, old, options.public_endpoint) if old else app
 
 
 def explain(config: Config, **wanted: Any) -> Explanation:

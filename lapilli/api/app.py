@@ -204,6 +204,7 @@ class Edge:
             body=self._document(req),
             response_headers=trail.headers,
             client=req.env.get("REMOTE_ADDR", ""),
+            old_version=req.env.get("lapilli.api_version", ""),
             options=self.options,
         )
         route = endpoint.choose(call)

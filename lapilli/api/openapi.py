@@ -143,7 +143,9 @@ def _action_schema(route: Route, version: int) -> dict[str, Any]:
 
 
 def _identifier(route: Route) -> str:
-    words = re.findall(r"[\w-]+", f"{route.method.lower()} {route.path} {route.action or ''}")
+    root = "" if route.root == "/v3" else route.root
+    end = "index" if route.path.endswith("/") else ""
+    words = re.findall(r"[\w-]+", f"{route.method.lower()} {root}{route.path}{end} {route.action or ''}")
     return "-".join(words)
 
 

@@ -17,6 +17,8 @@ class ApiOptions:
     resource_query_filters_file: str | None = option(
         None, "JSON file that names the filters open to everybody; default: a built-in list."
     )
+    enable_v1_api: bool = option(True, "Serve version 1 of the API, for old clients.")
+    enable_v2_api: bool = option(True, "Serve version 2 of the API, for old clients.")
     metrics_public: bool = option(
         False, "Answer /metrics to everybody, not only to this machine and to administrators."
     )

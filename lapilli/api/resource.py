@@ -43,6 +43,7 @@ class Call:
     body: Any  # the decoded document, None without one
     response_headers: dict[str, str]
     client: str = ""  # the address that the request came from
+    old_version: str = ""  # "v1" or "v2" for a call that was rewritten from one of these
     options: ApiOptions = field(default_factory=ApiOptions)
 
     def allows(self, rule: Rule) -> bool:

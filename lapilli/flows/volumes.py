@@ -78,6 +78,7 @@ class VolumeRequest(msgspec.Struct, kw_only=True, frozen=True):
     metadata: dict[str, str] = {}
     scheduler_hints: dict[str, Any] = {}
     multiattach: bool = False
+    shared: bool = False  # what `multiattach` was in version 2
 
 
 class _Sources(msgspec.Struct, kw_only=True, frozen=True):
@@ -320,7 +321,7 @@ def _new_volume(
         source_volid=sources.source.id if sources.source else None,
         image_id=sources.image.id if sources.image else None,
         bootable=bool(origin and origin.bootable),
-        multiattach=kind.extra_specs.get("multiattach") == "<is> True",
+        multiattach=request.shared or kind.extra_specs.get("multiattach") == "<is> True",
         metadata=request.metadata or {},
         image_metadata=image_metadata,
         created_at=records.now(),

@@ -386,6 +386,30 @@ def test_openstack_with_a_token(clouds: Path, tmp_path: Path) -> None:
         cli.run("volume", "delete", "by-credential")
 
 
+def test_version_2_clients(clouds: Path, tmp_path: Path) -> None:
+    """openstacksdk and the openstack client told to speak version 2."""
+    document = yaml.safe_load(clouds.read_text())
+    entry = {**document["clouds"][CLOUDS[LATEST]], "block_storage_api_version": "2"}
+    entry.pop("block_storage_default_microversion")
+    path = tmp_path / "clouds.yaml"
+    path.write_text(yaml.safe_dump({"clouds": {"old": entry}}))
+    with OpenStack(path, "old", "--os-volume-api-version", "2") as cli:
+        cli.json("volume", "create", "--size", "1", "old-volume")
+        cli.wait("volume", "show", "old-volume")
+        cli.run("volume", "snapshot", "create", "--volume", "old-volume", "old-snapshot")
+        cli.wait("volume", "snapshot", "show", "old-snapshot")
+        assert [each["Name"] for each in cli.json("volume", "snapshot", "list")] == ["old-snapshot"]
+    loaded = openstack.config.OpenStackConfig(config_files=[str(path)])
+    storage = Connection(config=loaded.get_one("old")).block_storage
+    found = storage.find_volume("old-volume")
+    assert storage.get_endpoint().endswith(f"/v2/{storage.get_project_id()}")
+    for snapshot in storage.snapshots():
+        storage.delete_snapshot(snapshot)
+        storage.wait_for_delete(snapshot)
+    storage.delete_volume(found)
+    storage.wait_for_delete(found)
+
+
 # --- cinder ----------------------------------------------------------------------------------------------
 
 

@@ -129,12 +129,16 @@ def _token(call: Call, login: Login) -> dict[str, Any]:
 
 def _catalog(call: Call, project_id: str) -> list[dict[str, Any]]:
     base = call.base_url
-    services = (
+    services = [
         ("identity", "keystone", f"{base}/identity"),
-        ("block-storage", "cinder", f"{base}/v3"),
+        ("block-storage", "cinder", f"{base}/v3/{project_id}"),
         ("volumev3", "cinderv3", f"{base}/v3/{project_id}"),
         ("image", "glance", f"{base}/image"),
-    )
+    ]
+    if call.options.enable_v2_api:
+        services.append(("volumev2", "cinderv2", f"{base}/v2/{project_id}"))
+    if call.options.enable_v1_api:
+        services.append(("volume", "cinderv1", f"{base}/v1/{project_id}"))
     told = []
     for kind, name, url in services:
         endpoints = [

@@ -32,6 +32,7 @@ GET_ALL = rule("volume:get_all", READER)
 CREATE = rule("volume:create", MEMBER)
 CREATE_FROM_IMAGE = rule("volume:create_from_image", MEMBER)
 UPDATE = rule("volume:update", MEMBER)
+MULTIATTACH = rule("volume:multiattach", MEMBER)
 DELETE = rule("volume:delete", MEMBER)
 FORCE_DELETE = rule("volume:force_delete", ADMIN)
 GET_METADATA = rule("volume:get_volume_metadata", READER)
@@ -189,6 +190,9 @@ def _create(call: Call, wanted: dict[str, Any], *, follow_image: bool) -> dict[s
     image = wanted.get("imageRef") or wanted.get("image_id") or None
     if image is not None:
         call.enforce(CREATE_FROM_IMAGE)
+    shared = bool(wanted.get("multiattach"))
+    if shared and call.old_version:
+        call.enforce(MULTIATTACH)
     request = flows.VolumeRequest(
         size=wanted.get("size"),
         volume_type=wanted.get("volume_type"),
@@ -202,7 +206,8 @@ def _create(call: Call, wanted: dict[str, Any], *, follow_image: bool) -> dict[s
         consistencygroup_id=wanted.get("consistencygroup_id"),
         metadata=wanted.get("metadata") or {},
         scheduler_hints=call.body.get(HINTS_KEY) or {},
-        multiattach=bool(wanted.get("multiattach")),
+        multiattach=shared and not call.old_version,
+        shared=shared and bool(call.old_version),
         **_renamed(wanted),
     )
     return _written(call, flows.create(call.core, call.context, request))
