@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_SIZE ?= full
+MODEL_MINUTES ?= 10
+MODEL_DATABASE ?= sqlite
 # more words for pytest, such as TESTS=tests/api or ARGS='-x -k extend'
 TESTS ?= tests
 ARGS ?=
@@ -48,7 +50,7 @@ shared := tests/contract/test_store.py tests/contract/test_shared.py tests/contr
 
 .PHONY: test-shared
 test-shared: packages venv
-	$(bin)/python -m pytest $(shared) tests/contract/test_journal.py tests/recovery $(ARGS) --database postgresql -o faulthandler_timeout=300
+	$(bin)/python -m pytest $(shared) tests/contract/test_journal.py tests/recovery tests/model $(ARGS) --database postgresql -o faulthandler_timeout=300
 	$(bin)/python -m pytest $(shared) tests/recovery/test_kill.py $(ARGS) --database mariadb -o faulthandler_timeout=300
 
 .PHONY: test-postgresql
@@ -62,6 +64,10 @@ test-mariadb: packages venv ## Run all tests on MariaDB
 .PHONY: test-fast
 test-fast: venv lint types ## Run the checks, and the tests that start no real storage or guest
 	$(bin)/python -m pytest tests/architecture tests/unit $(ARGS)
+
+.PHONY: model
+model: venv ## Compare the service with its model: MODEL_MINUTES=10, MODEL_DATABASE=sqlite, ARGS='--seed 1'
+	$(bin)/python -m tests.model.run --minutes $(MODEL_MINUTES) --database $(MODEL_DATABASE) $(ARGS)
 
 .PHONY: lint
 lint: venv ## Check style and formatting
