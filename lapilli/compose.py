@@ -406,7 +406,11 @@ def _json_object(section: str, text: str) -> dict[str, Any]:
 
 _KNOWN = {
     "drivers": {"filepool": ("FilePool", "FilePoolOptions"), "sim": ("Sim", "SimOptions")},
-    "targets": {"tgt": ("Tgt", "TgtOptions"), "local": ("Local", "LocalOptions")},
+    "targets": {
+        "tgt": ("Tgt", "TgtOptions"),
+        "local": ("Local", "LocalOptions"),
+        "sim": ("SimTarget", "SimTargetOptions"),
+    },
 }
 
 

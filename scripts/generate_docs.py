@@ -95,6 +95,7 @@ _SECTIONS = {
     "FunctionOptions": _BACK_END,
     "FilePoolOptions": _BACK_END,
     "SimOptions": _BACK_END,
+    "SimTargetOptions": _BACK_END,
     "TgtOptions": _BACK_END,
     "LocalOptions": _BACK_END,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from lapilli.context import Context
 from lapilli.domain.model import Attachment, Connection, Export, QosSpecs, Volume, VolumeType
 from lapilli.domain.qos import in_front
 from lapilli.domain.states import FOLLOWING, NOT_MIGRATING, transition, while_states
@@ -114,6 +115,24 @@ class ExportVolume(Task):
             export = records.find(connection, Export, work.resource_id)
         if work.results.get("joined") and not others and export is not None:
             work.storage.target.unexport(work.resource_id, export.data)
+
+    def came_late(self, work: Work) -> None:
+        """Drop the export again, in the lane's order, when its holder is none any more."""
+        row, holder = work.operation, work.args["holder"]
+        with work.core.store.write() as connection:
+            if holder in {each.holder for each in holders(connection, work.resource_id)}:
+                return
+            asked = Context(user_id=row.user_id, project_id=row.project_id, request_id=row.request_id)
+            made = work.core.journal.submit(
+                connection,
+                "attachment.disconnect",
+                asked,
+                row.resource_id,
+                lane=row.lane,
+                host=row.host,
+                args={"holders": [holder]},
+            )
+        work.core.journal.announce(made)
 
 
 def _spec(work: Work, volume: Volume) -> ExportSpec:
@@ -238,8 +257,15 @@ class UnexportVolume(Task):
         with work.core.store.read() as connection:
             held = holders(connection, work.resource_id)
             export = records.find(connection, Export, work.resource_id)
-        if export is not None and all(each.holder in leaving for each in held):
-            work.storage.target.unexport(work.resource_id, export.data)
+        if all(each.holder in leaving for each in held):
+            work.storage.target.unexport(work.resource_id, export.data if export else {})
+
+    def came_late(self, work: Work) -> None:
+        """Serve the volume again, where somebody has been connected meanwhile."""
+        with work.core.store.read() as connection:
+            wanted = records.find(connection, Export, work.resource_id) is not None
+        if wanted:
+            work.storage.target.export(_spec(work, load(work)))
 
 
 class DisconnectOnFinish(RecordTask):

@@ -1,8 +1,9 @@
 """Who may work on an operation: claims with a lease, and writes that are fenced by the claim number.
 
-A worker claims a row for the time of a lease, and renews that while it works. Every write to a claimed row
-is fenced by the claim's number, so a worker that was thought dead cannot write over its successor. Two
-operations of one lane are never held at the same time.
+A worker claims a row for the time of a lease, and renews that while it works. A lease is over when somebody
+has watched its row for that time, by a clock that nobody sets, and it was not renewed; or when its owner is
+seen to be dead. Every write to a claimed row is fenced by the claim's number, so a worker that was thought
+dead cannot write over its successor. Two operations of one lane are never held at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 from lapilli.domain.model import Operation
 from lapilli.errors import InvalidState, LeaseLost, StorageError
 from lapilli.flows.definitions import DEADLINE, Backend, Task, deadlines
-from lapilli.flows.owners import owner_is_dead, owner_name
+from lapilli.flows.owners import Sightings, owner_is_dead, owner_name
 from lapilli.store import records, tables
 from lapilli.store.session import Store
 from lapilli.store.types import words
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from lapilli.flows.core import Core
 
 LEASE = timedelta(seconds=15)
+FAR = timedelta(seconds=300)  # nothing is put off for that long: the clock was set back since
+MOST_TIMINGS = 60
 UNFINISHED = ("queued", "running", "reverting")
 HELD = ("running", "reverting")
 HELD_WORDS, UNFINISHED_WORDS = words(*HELD), words(*UNFINISHED)  # the same for statements
@@ -52,8 +55,10 @@ class Work:
     patience: float = DEADLINE  # seconds without progress after which its task hangs
     due: float = 0.0  # when that is; by the monotonic clock, which nobody sets
     task: Task | None = None  # at work on, since `began`
+    effect: Task | None = None  # the last one that had an effect outside
     began: datetime = datetime.min
     clock: float = 0.0  # monotonic, at `began`
+    thread: int | None = None  # that works on it
     reverting: bool = False
     _told: float = 0.0
     _phase: tuple[float, int, int] = (0.0, -1, -1)  # began at, with so many bytes done, of
@@ -62,7 +67,7 @@ class Work:
     def take_up(self, row: Operation) -> None:
         """Begin anew at what the row says."""
         self.operation, self.results, self.timings = row, dict(row.results), list(row.timings)
-        self.next_host = self.waiting = self.task = None
+        self.next_host = self.waiting = self.task = self.effect = None
         self.reschedule = self.reverting = False
         self.due = time.monotonic() + self.patience
 
@@ -107,6 +112,13 @@ class Work:
         if connection.execute(statement, values).rowcount == 0:
             raise LeaseLost(f"Operation {self.operation.id} was taken over.")
 
+    def check(self) -> None:
+        """Look whether the operation is still ours, before what cannot be undone. Raises `LeaseLost`."""
+        with self.core.store.read() as connection:
+            row = records.find(connection, Operation, self.operation.id)
+        if row is None or row.claim != self.operation.claim or row.state not in HELD:
+            raise LeaseLost(f"Operation {self.operation.id} was taken over.")
+
     def progress(self, done: int, total: int) -> None:
         """Tell how many bytes are done: a sign of life. Written at most once a second."""
         moment = time.monotonic()
@@ -144,6 +156,7 @@ class Claims:
         # both by operation and claim number, since one that was taken away may be claimed here again
         self._running: dict[tuple[str, int], Work] = {}  # what this process is at work on
         self.hanging: set[tuple[str, int]] = set()  # what it has lost, in calls that have not come back
+        self._leases = Sightings(LEASE.total_seconds() / 3)
 
     def claim(
         self,
@@ -161,7 +174,8 @@ class Claims:
         A lane is worked off in order: what is queued in it waits for everything older, also while that is
         postponed. `look_first` spares an idle sweep the write lock.
         """
-        wanted = {"hosts": list(hosts), "moment": records.now(), "most": most}
+        moment = records.now()
+        wanted = {"hosts": list(hosts), "most": most, "moment": moment, "far": moment + FAR}
         if finishing:
             wanted["finishing"] = list(finishing)
         claimable = _claimable(role, bool(finishing))
@@ -172,14 +186,10 @@ class Claims:
         for _attempt in range(3):
             try:
                 with self.store.write() as connection:
-                    moment = wanted["moment"] = records.now()
+                    moment = records.now()
+                    wanted |= {"moment": moment, "far": moment + FAR}
                     rows = connection.execute(claimable, wanted).all()
-                    # not what runs here: a lease that seems over to its own holder is a clock set forward
-                    claimed = [
-                        records.make(Operation, row)
-                        for row in rows
-                        if row.owner != self.owner or (row.id, row.claim) not in self._running
-                    ]
+                    claimed = [records.make(Operation, row) for row in rows]
                     if claimed:
                         values = {"me": self.owner, "lease": moment + LEASE, "moment": moment}
                         due = [moment + timedelta(seconds=self._seconds[each.kind]) for each in claimed]
@@ -194,7 +204,7 @@ class Claims:
         """End the leases of all that this process is at work on: it stops this very moment."""
         mine = tables.operations.update().where(_op.state.in_(HELD), _op.owner == self.owner)
         with self.store.write() as connection:
-            connection.execute(mine.values(lease_until=records.now()))
+            connection.execute(mine.values(lease_until=None))
 
     def renew(self) -> None:
         """Extend the leases of everything that this process is at work on."""
@@ -213,6 +223,7 @@ class Claims:
     def holding(self, work: Work) -> Iterator[None]:
         """For the time that a thread is at work on a claimed operation, or hangs in it."""
         key = work.operation.id, work.operation.claim
+        work.thread = threading.get_ident()
         with self._lock:
             self._running[key] = work
         try:
@@ -234,14 +245,18 @@ class Claims:
         with self._lock:
             return [work for work in self._running.values() if time.monotonic() > work.due]
 
-    def take_away(self, work: Work, error: dict[str, Any]) -> None:
-        """Take an operation from a call that hangs, so that another worker reverts it. Raises `LeaseLost`."""
+    def take_away(self, work: Work, error: dict[str, Any], timing: list[Any]) -> None:
+        """Take an operation from a call that hangs, so that another worker reverts it. Raises `LeaseLost`.
+
+        `timing` is the entry of the task that hangs.
+        """
         row = work.operation
         changes: dict[str, Any] = {"state": "reverting", "error": error, "lease_until": None}
         if work.reverting:
             attempts = row.attempts + 1
             again = records.now() + timedelta(seconds=2**attempts)
             changes = {"attempts": attempts, "lease_until": again}
+        changes["timings"] = [*work.timings, timing][-MOST_TIMINGS:]
         with self.store.write() as connection:
             work.fence(connection, owner=None, claim=row.claim + 1, **changes)
         self.lose(work)
@@ -261,30 +276,33 @@ class Claims:
         return row
 
     def reap(self) -> int:
-        """End the leases of dead processes of this machine, so that their work goes on now; how many.
+        """End the leases of dead processes of this machine, and those that nobody renews; how many.
 
-        And those that end too late to be true, which is what a clock that was set back leaves behind.
+        Called once a second: a lease that is not renewed shows in how its row looks.
         """
-        asked = sa.select(_op.owner, sa.func.max(_op.lease_until).label("until"))
+        query = sa.select(_op.id, _op.claim, _op.owner, _op.lease_until)
+        held = sa.and_(_op.state.in_(HELD), _op.owner.is_not(None), _op.lease_until.is_not(None))
         with self.store.read() as connection:
-            moment = records.now()
-            held = asked.where(_op.state.in_(UNFINISHED), _op.lease_until > moment).group_by(_op.owner)
-            found = connection.execute(held).all()
-        dead = [row.owner for row in found if row.owner and owner_is_dead(row.owner)]
-        too_late = moment + 2 * LEASE
-        absurd = any(row.until > too_late for row in found)
-        ended = 0
-        if dead or absurd:
-            with self.store.write() as connection:
-                if dead:
-                    theirs = tables.operations.update().where(_op.state.in_(HELD), _op.owner.in_(dead))
-                    ended = connection.execute(theirs.values(lease_until=moment)).rowcount
-                if absurd:
-                    long = sa.and_(_op.state.in_(UNFINISHED), _op.lease_until > too_late)
-                    connection.execute(
-                        tables.operations.update().where(long).values(lease_until=moment + LEASE)
+            rows = connection.execute(query.where(held)).all()
+        self._leases.look({(row.id, row.claim): row.lease_until for row in rows})
+        dead = {owner for owner in {row.owner for row in rows} if owner_is_dead(owner)}
+        over = [row for row in rows if row.owner in dead or self._is_over(row)]
+        ended = tables.operations.update().values(lease_until=None)
+        if not over:
+            return 0
+        with self.store.write() as connection:
+            return sum(
+                connection.execute(
+                    ended.where(
+                        held, _op.id == row.id, _op.claim == row.claim, _op.lease_until == row.lease_until
                     )
-        return ended
+                ).rowcount
+                for row in over
+            )
+
+    def _is_over(self, row: Any) -> bool:
+        key = row.id, row.claim
+        return key not in self._running and self._leases.seconds(key) >= LEASE.total_seconds()
 
     def lane_is_busy(self, lane: str) -> bool:
         """Whether an operation of the lane has not ended."""
@@ -323,7 +341,13 @@ def _claimable(role: str, finishing: bool) -> sa.Select[Any]:
     conditions = [
         _op.state.in_(UNFINISHED_WORDS),
         _op.role == role,
-        sa.or_(_op.lease_until.is_(None), _op.lease_until <= sa.bindparam("moment")),
+        sa.or_(
+            _op.lease_until.is_(None),
+            sa.and_(
+                _op.owner.is_(None),
+                sa.or_(_op.lease_until <= sa.bindparam("moment"), _op.lease_until > sa.bindparam("far")),
+            ),
+        ),
         ~lane_is_busy,
     ]
     if role == "scheduler":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 
 from lapilli.config import Config, ServiceOptions
@@ -50,6 +50,34 @@ class Contact:
         return moment - self._last > self._break or moment - self._since < self._settling
 
 
+_log = logging.getLogger("lapilli.service")
+
+
+class Clock:
+    """Notes when the clock of this machine is set: times that were written before are then worth nothing."""
+
+    def __init__(self) -> None:
+        self.times_set = 0
+        self._offset = time.time() - time.monotonic()
+        self._settled = time.monotonic()
+        self.settled_at = records.now()  # the start of this process, or when the clock was last set
+
+    def look(self) -> int:
+        """How often it was set, by more than a second, since this process began."""
+        offset = time.time() - time.monotonic()
+        step, self._offset = offset - self._offset, offset
+        if abs(step) > 1:
+            _log.warning("the clock was set by %+.0f s", step)
+            self.times_set += 1
+            self._settled, self.settled_at = time.monotonic(), records.now()
+        return self.times_set
+
+    def settled(self) -> float:
+        """For how many seconds it has not been set."""
+        self.look()
+        return time.monotonic() - self._settled
+
+
 @dataclass(frozen=True)
 class Core:
     """The middle of the house, put together by `compose`."""
@@ -60,13 +88,12 @@ class Core:
     images: ImageSource
     converter: Converter
     identity: Identity | None = None  # the service's own users, where they are in force
-    started: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(default_factory=records.now)
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def just_started(self) -> bool:
-        """Whether back ends may still be about to report for the first time."""
-        return time.monotonic() - self.started < self.scheduler.scheduler_driver_init_wait_time
+        """Whether back ends may still be about to report, for the first time or by a clock that was set."""
+        return self.clock.settled() < self.scheduler.scheduler_driver_init_wait_time
 
     @cached_property
     def service(self) -> ServiceOptions:
@@ -114,16 +141,30 @@ class Core:
         return self.images if isinstance(self.images, OwnImages) else None
 
     @contextmanager
-    def single_flight(self, name: str) -> Iterator[None]:
-        """Be the only one on this host doing `name`; when somebody else is, raises `Postponed`.
+    def single_flight(self, name: str, operation_id: str) -> Iterator[None]:
+        """Be the only one on this host doing `name`; when another operation is, raises `Postponed`.
 
-        A file lock: it ends with its process, however that ends.
+        A file lock: it ends with its process, however that ends. Whoever has taken the operation over from a
+        worker that is stopped, and holds the lock still, goes on with a new file.
         """
         directory = os.path.join(self.config.state_dir, "run", "locks")
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        with open(os.path.join(directory, name), "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Postponed(0.25) from None
-            yield
+        path = os.path.join(directory, name)
+        for _attempt in range(3):
+            with open(path, "a+", encoding="ascii") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    if file.read() == operation_id:
+                        with suppress(FileNotFoundError):
+                            os.unlink(path)
+                        continue
+                    break
+                if os.path.exists(path) and os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                    file.truncate(0)
+                    file.write(operation_id)
+                    file.flush()
+                    yield
+                    return
+        raise Postponed(0.25)

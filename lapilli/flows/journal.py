@@ -32,8 +32,9 @@ from lapilli.errors import (
     LeaseLost,
     StorageError,
 )
-from lapilli.flows.claims import HELD, UNFINISHED_WORDS, Claims, Work
+from lapilli.flows.claims import HELD, MOST_TIMINGS, UNFINISHED_WORDS, Claims, Work
 from lapilli.flows.definitions import KINDS, Backend, Postponed, RecordTask, Task
+from lapilli.flows.hangs import whereabouts
 from lapilli.ports.bus import Bus, Subscription
 from lapilli.store import records, tables
 from lapilli.store.session import Store
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lapilli.journal")
 
 REVERT_ATTEMPTS = 5
-MOST_TIMINGS = 60
 _op = tables.operations.c
 
 
@@ -134,17 +134,27 @@ class Journal(Claims):
         for work in self.overdue():
             row, task = work.operation, type(work.task).__name__
             error = DeadlinePassed(f"{task} has shown no progress for {work.patience:g} s.")
+            call, stack = whereabouts(work.thread)
             try:
-                self.take_away(work, _described(error))
+                self.take_away(work, _described(error) | {"hangs_in": call}, _timed(work, "hung"))
             except LeaseLost:
                 continue  # it is somebody else's already, or has ended this very moment
-            _log.error("operation %s (%s): %s It is taken over", row.id, row.kind, error)
+            _log.error(
+                "operation %s (%s): %s It is taken over; %s hangs since %s",
+                row.id,
+                row.kind,
+                error,
+                call or task,
+                work.began.isoformat(),
+                extra={"fields": {"stack": stack}},
+            )
             events.note(("overdue", row.kind, task, work.patience))
             events.emit(
                 "operation.overdue",
                 operation=row.id,
                 kind=row.kind,
                 task=task,
+                call=call,
                 resource_id=row.resource_id,
                 project_id=row.project_id,
                 seconds=work.patience,
@@ -219,7 +229,7 @@ class Journal(Claims):
     def _tidy(self, work: Work) -> None:
         """A task has come back after its operation went on without it: let it undo what is left over."""
         self.lose(work)
-        task = work.task
+        task = work.effect
         if task is None or work.reverting or type(task).came_late is Task.came_late:
             return
         pause = 0.1
@@ -261,6 +271,7 @@ class Journal(Claims):
                 work.task, work.began, work.clock = tasks[step], records.now(), time.monotonic()
                 work.due = work.clock + work.patience
                 if not isinstance(work.task, RecordTask):
+                    work.effect = work.task
                     work.task.execute(work)
                     work.timings.append(_timed(work, "done"))
                     step += 1
@@ -456,7 +467,13 @@ class Journal(Claims):
         _log.warning("undoing operation %s failed, trying again: %s", work.operation.id, problem)
         again = records.now() + timedelta(seconds=2**attempts)
         with work.transaction() as connection:
-            work.fence(connection, attempts=attempts, lease_until=again, timings=work.timings[-MOST_TIMINGS:])
+            work.fence(
+                connection,
+                owner=None,
+                attempts=attempts,
+                lease_until=again,
+                timings=work.timings[-MOST_TIMINGS:],
+            )
         return True
 
 

@@ -75,8 +75,18 @@ def holder(row: Operation) -> dict[str, Any] | None:
 
 
 def error(row: Operation) -> dict[str, Any] | None:
-    """The last error: its code and its message."""
-    return None if row.error is None else {"code": row.error["code"], "message": row.error["message"]}
+    """The last error: its code and its message, and the call that hangs, for one that does."""
+    if row.error is None:
+        return None
+    return {key: row.error[key] for key in ("code", "message", "hangs_in") if key in row.error}
+
+
+def hangs(row: Operation) -> dict[str, Any] | None:
+    """The task that has shown no progress until its deadline, and since when; None while all is well."""
+    if not overdue(row):
+        return None
+    here = [each["name"] for each in tasks(row) if each["state"] in ("running", "reverting")]
+    return {"task": here[0] if here else None, "since": row.updated_at}
 
 
 def overdue(row: Operation) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 
 
@@ -20,6 +22,33 @@ def owner_is_dead(owner: str) -> bool:
     if parts[1] != _boot():
         return True  # this machine has been restarted since
     return parts[2] == _namespace() and _started(int(parts[3])) != parts[4]
+
+
+class Sightings:
+    """How long things have looked the same, by the monotonic clock of whoever looks.
+
+    What must tell that somebody is gone compares no clocks: those of hosts differ, and are set.
+    """
+
+    def __init__(self, gap: float) -> None:
+        """After `gap` seconds without a look everything begins anew: nobody knows what has been meanwhile."""
+        self._gap = gap
+        self._looked = 0.0
+        self._since: dict[Hashable, tuple[object, float]] = {}
+
+    def look(self, present: Mapping[Hashable, object]) -> None:
+        """Note how things are now."""
+        moment = time.monotonic()
+        known = self._since if moment - self._looked <= self._gap else {}
+        self._looked = moment
+        self._since = {
+            key: known[key] if key in known and known[key][0] == value else (value, moment)
+            for key, value in present.items()
+        }
+
+    def seconds(self, key: Hashable) -> float:
+        """For how long a thing has been as it is, at least."""
+        return time.monotonic() - self._since[key][1] if key in self._since else 0.0
 
 
 @lru_cache(maxsize=1)

@@ -12,16 +12,18 @@ from lapilli.context import Context
 from lapilli.domain import quotas as quota_rules, states
 from lapilli.domain.model import Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
-from lapilli.errors import Busy, InvalidInput, InvalidState, NotFound
+from lapilli.errors import Busy, InvalidInput, InvalidState, NotFound, StorageError
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.volume_tasks import (
+    GIB,
     backend_host,
     complain,
     forget_snapshot,
     has_code,
     load,
+    remove_snapshot,
     snapshot_reference,
 )
 from lapilli.flows.volumes import not_frozen, not_migrating
@@ -138,12 +140,14 @@ class CreateSnapshot(Task):
         if snapshot is not None:
             ref = snapshot_reference(snapshot, volume.host or "")
             work.storage.driver.create_snapshot(ref, in_use=work.args["in_use"], progress=work.progress)
+            if (work.storage.driver.size_of_snapshot(ref) or 0) < snapshot.size * GIB:
+                raise StorageError(f"The back end says that it made snapshot {snapshot.id}, but it has not.")
 
     def revert(self, work: Work) -> None:
         """Remove what was made."""
         snapshot, volume = _load(work)
         if snapshot is not None:
-            work.storage.driver.delete_snapshot(snapshot_reference(snapshot, volume.host or ""))
+            remove_snapshot(work.storage.driver, snapshot_reference(snapshot, volume.host or ""))
 
     def came_late(self, work: Work) -> None:
         """Remove it, when the snapshot is not known any more."""
@@ -151,7 +155,7 @@ class CreateSnapshot(Task):
             known = records.find(connection, Snapshot, work.resource_id)
         if known is None:
             ref = SnapshotRef(work.resource_id, work.args["volume_id"], 0, "")
-            work.storage.driver.delete_snapshot(ref)
+            remove_snapshot(work.storage.driver, ref)
 
 
 class CreateSnapshotOnFinish(RecordTask):
@@ -175,7 +179,7 @@ class DeleteSnapshot(Task):
         """Raises `StorageError`, or `Busy`."""
         snapshot, volume = _load(work)
         if snapshot is not None:
-            work.storage.driver.delete_snapshot(snapshot_reference(snapshot, volume.host or ""))
+            remove_snapshot(work.storage.driver, snapshot_reference(snapshot, volume.host or ""))
 
 
 class DeleteSnapshotOnFinish(RecordTask):

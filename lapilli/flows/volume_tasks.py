@@ -14,13 +14,13 @@ import msgspec
 import sqlalchemy as sa
 
 from lapilli.domain import placement, quotas as quota_rules
-from lapilli.domain.model import Export, Pool, Service, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Export, Operation, Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
 from lapilli.flows import scheduling
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import Postponed, RecordTask, Task, operation
-from lapilli.ports.driver import Blanking, ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.driver import Driver, ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables
 
@@ -60,6 +60,20 @@ def reference(volume: Volume) -> VolumeRef:
 def snapshot_reference(snapshot: Snapshot, pool: str) -> SnapshotRef:
     """What the driver is told of a snapshot; `pool` is its volume's `host`."""
     return SnapshotRef(snapshot.id, snapshot.volume_id, snapshot.size, pool.partition("#")[2])
+
+
+def remove(driver: Driver, ref: VolumeRef) -> None:
+    """Delete a volume at its back end, and see that it is gone. Raises `StorageError`, or `Busy`."""
+    driver.delete(ref)
+    if driver.size_of(ref) is not None:
+        raise StorageError(f"The back end says that it deleted volume {ref.id}, but it is still there.")
+
+
+def remove_snapshot(driver: Driver, ref: SnapshotRef) -> None:
+    """Delete a snapshot at its back end, and see that it is gone. Raises `StorageError`, or `Busy`."""
+    driver.delete_snapshot(ref)
+    if driver.size_of_snapshot(ref) is not None:
+        raise StorageError(f"The back end says that it deleted snapshot {ref.id}, but it is still there.")
 
 
 def claim_capacity(
@@ -140,8 +154,8 @@ def complain(
 
 
 def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> bool:
-    """Whether the service has only just started, and that pool (None: any) has not reported since."""
-    asked = [_pool.reported_at >= work.core.started_at]
+    """Whether the service has just started, or the clock was set, and the pool has not reported since."""
+    asked = [_pool.reported_at >= work.core.clock.settled_at]
     if pool is not None:
         asked.append(_pool.name == pool)
     return work.core.just_started and records.count(connection, Pool, asked) == 0
@@ -213,7 +227,7 @@ class ScheduleCreateVolume(RecordTask):
         request = request_for(connection, volume, work.args["spec"], work.core.scheduler, work.results)
         chosen = place(work, connection, request, volumes=1)
         records.update(connection, Volume, volume.id, host=chosen.name, availability_zone=chosen.zone)
-        work.next_host = backend_host(chosen.name)
+        work.next_host = chosen.name.partition("#")[0]
 
 
 class CreateVolumeFromSpec(Task):
@@ -240,17 +254,19 @@ class CreateVolumeFromSpec(Task):
             write_image(work, volume, volume.image_id)
         else:
             driver.create(ref)
+        if (driver.size_of(ref) or 0) < volume.size * GIB:
+            raise StorageError(f"The back end says that it made volume {volume.id}, but it has not.")
 
     def revert(self, work: Work) -> None:
         """Remove what was made."""
-        work.storage.driver.delete(reference(load(work)))
+        remove(work.storage.driver, reference(load(work)))
 
     def came_late(self, work: Work) -> None:
         """Remove what was made, unless the volume lives here after all."""
         with work.core.store.read() as connection:
             volume = records.find(connection, Volume, work.resource_id)
         if volume is None or backend_host(volume.host or "") != work.storage.host:
-            work.storage.driver.delete(VolumeRef(work.resource_id, 0, ""))
+            remove(work.storage.driver, VolumeRef(work.resource_id, 0, ""))
 
 
 def write_image(work: Work, volume: Volume, image_id: str, *, over: bool = False) -> None:
@@ -260,22 +276,23 @@ def write_image(work: Work, volume: Volume, image_id: str, *, over: bool = False
         raise ImageUnacceptable(f"Image {image.id} is not active.")
     key = f"{image.id}-{(image.checksum or image.updated_at or 'x').replace(':', '')}"
     driver, ref = work.storage.driver, reference(volume)
-    with work.core.single_flight(f"image-{key}"):
+    with work.core.single_flight(f"image-{key}", work.operation.id):
         known = image.virtual_size
         if known is not None:
             _refuse_larger(image.id, known, volume)
-            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key):
+            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key, over=over):
                 return
-        driver.create(ref)
+        if not over and driver.size_of(ref) is not None:
+            return  # made by a worker that died before it could say so
         scratch = os.path.join(work.core.config.state_dir, "conversion")
         os.makedirs(scratch, mode=0o700, exist_ok=True)
         with work.core.images.fetch(image, scratch, work.progress) as path:
             _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), volume)
-            if over and isinstance(driver, Blanking):
-                driver.blank(ref)
-            work.core.converter.to_raw(path, image.disk_format, driver.address(ref), work.progress)
-        if isinstance(driver, ImageCache):
-            driver.keep_cached(ref, key)
+            with driver.staging(ref, str(work.operation.claim), over=over) as staged:
+                work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
+                if isinstance(driver, ImageCache):
+                    driver.keep_cached(staged, key)
+                work.check()
 
 
 def _refuse_larger(image_id: str, virtual_bytes: int, volume: Volume) -> None:
@@ -367,10 +384,10 @@ class DeleteVolume(Task):
             work.storage.target.unexport(volume.id, export.data)
         if work.args.get("cascade"):
             for snapshot in doomed:
-                work.storage.driver.delete_snapshot(snapshot_reference(snapshot, volume.host or ""))
+                remove_snapshot(work.storage.driver, snapshot_reference(snapshot, volume.host or ""))
                 with work.transaction() as connection:
                     forget_snapshot(work.core.quota, connection, snapshot)
-        work.storage.driver.delete(reference(volume))
+        remove(work.storage.driver, reference(volume))
 
 
 class DeleteVolumeOnFinish(RecordTask):
@@ -487,6 +504,8 @@ class ExtendVolume(Task):
         volume = load(work)
         backend = work.storage
         backend.driver.extend(reference(volume), work.args["new_size"])
+        if (backend.driver.size_of(reference(volume)) or 0) < work.args["new_size"] * GIB:
+            raise StorageError(f"The back end says that it extended volume {volume.id}, but it has not.")
         with work.core.store.read() as connection:
             export = records.find(connection, Export, volume.id)
         if export is not None:
@@ -539,23 +558,38 @@ class UploadVolume(Task):
         """Raises `StorageError`."""
         volume, images = load(work), work.core.images
         image_id, disk_format = work.args["image_id"], work.args["disk_format"]
-        path = self._path(work)
-        # it is active when a worker died before it could say so
-        if images.get(image_id).status != "active":
-            address = work.storage.driver.address(reference(volume))
+        if images.get(image_id).status == "active":
+            return  # done by a worker that died before it could say so
+        self._drop_parts(work)
+        # a file of this claim's own: a worker that was stopped, and goes on, writes to another
+        path = os.path.join(images.upload_directory(), f"{image_id}.{work.operation.claim}.part")
+        address = work.storage.driver.address(reference(volume))
+        try:
             work.core.converter.from_raw(address, disk_format, path, work.progress)
             images.upload(image_id, path, work.progress)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    @staticmethod
+    def _drop_parts(work: Work) -> None:
+        directory = work.core.images.upload_directory()
+        for name in os.listdir(directory):
+            if name.startswith(work.args["image_id"]) and name.endswith(".part"):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(directory, name))
 
     def revert(self, work: Work) -> None:
         """Remove the image that did not become one."""
-        with suppress(FileNotFoundError):
-            os.unlink(self._path(work))
+        self._drop_parts(work)
         work.core.images.discard(work.args["image_id"])
 
-    def _path(self, work: Work) -> str:
-        return os.path.join(work.core.images.upload_directory(), f"{work.args['image_id']}.part")
+    def came_late(self, work: Work) -> None:
+        """Remove it, when the operation has failed meanwhile."""
+        with work.core.store.read() as connection:
+            row = records.find(connection, Operation, work.operation.id)
+        if row is not None and row.state == "failed":
+            self.revert(work)
 
 
 class UploadVolumeOnFinish(RecordTask):

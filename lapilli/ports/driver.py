@@ -9,6 +9,7 @@ never two at once for one volume. All raise `StorageError` (or `Busy`) with a te
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -63,6 +64,17 @@ class Driver(Protocol):
     def create(self, volume: VolumeRef) -> None:
         """Make an empty volume that reads as zeros."""
 
+    def staging(
+        self, volume: VolumeRef, token: str, *, over: bool = False
+    ) -> AbstractContextManager[BlockAddress]:
+        """An empty volume that nobody else sees, to be filled in the context.
+
+        It becomes the volume when the context ends well; a volume that is there by then is kept: another
+        worker made it, and somebody may have written to it; with `over` it is replaced, all at once: nobody
+        has it open. `token` tells the workers apart. What others
+        have staged for the volume goes; so does what was staged here, when the context ends with an error.
+        """
+
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """Make a volume with the snapshot's content, grown to `volume.size`."""
 
@@ -76,7 +88,10 @@ class Driver(Protocol):
         """
 
     def delete(self, volume: VolumeRef) -> None:
-        """Remove it and free its space; a missing one is success. Raises `Busy`."""
+        """Remove it, and what is staged for it, and free its space; a missing one is success.
+
+        Raises `Busy`.
+        """
 
     def extend(self, volume: VolumeRef, new_size: int) -> None:
         """Grow to `new_size` GiB; a volume of that size or larger is success."""
@@ -89,6 +104,13 @@ class Driver(Protocol):
 
     def address(self, volume: VolumeRef) -> BlockAddress:
         """Where the volume's bytes are reached from this host."""
+
+    def size_of(self, volume: VolumeRef) -> int | None:
+        """Bytes that the volume has there now, None when there is none: asked after each change, since what
+        a back end says and what it did may differ."""
+
+    def size_of_snapshot(self, snapshot: SnapshotRef) -> int | None:
+        """The same of a snapshot."""
 
     def volumes(self) -> Sequence[str]:
         """Ids of all volumes the back end holds (for reconciliation)."""
@@ -104,11 +126,14 @@ class ImageCache(Protocol):
     `key` names one exact image content (it changes when the image does).
     """
 
-    def clone_cached(self, volume: VolumeRef, key: str) -> bool:
-        """Make the volume from the cached image, grown to its size; False when the image is not cached."""
+    def clone_cached(self, volume: VolumeRef, key: str, *, over: bool = False) -> bool:
+        """Make the volume from the cached image, grown to its size; False when the image is not cached.
 
-    def keep_cached(self, volume: VolumeRef, key: str) -> None:
-        """Keep the volume's present content as the image's raw form (called right after a conversion)."""
+        A volume that is there is kept, or with `over` replaced, all at once.
+        """
+
+    def keep_cached(self, staged: BlockAddress, key: str) -> None:
+        """Keep the image's raw form, just written to a staged volume, that nobody else can have touched."""
 
     def evict_cached(self, keep: Callable[[str], bool]) -> Sequence[str]:
         """Drop every cached image whose key `keep` refuses; returns the keys dropped."""
@@ -120,14 +145,6 @@ class Reverting(Protocol):
 
     def revert(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """Replace the content all at once, or not at all. Nobody has the volume open."""
-
-
-@runtime_checkable
-class Blanking(Protocol):
-    """Optional: let a volume that was written read as zeros again, and free its space."""
-
-    def blank(self, volume: VolumeRef) -> None:
-        """Forget the content. Nobody has the volume open."""
 
 
 @runtime_checkable

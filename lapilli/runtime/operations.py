@@ -29,11 +29,15 @@ def show(core: Core, identifier: str) -> Iterator[str]:
     if holder is not None:
         yield f"held by    {holder['host']}, process {holder['pid']}, until {holder['lease_until']}"
         yield f"deadline   {row.deadline_at}"
+    if (hanging := flows.hangs(row)) is not None:
+        yield f"hangs      {hanging['task']}, no sign of life since {hanging['since']}"
     yield f"attempts   {row.attempts}"
     if (progress := flows.progress(row)) is not None:
         yield f"progress   {_progress(progress)}"
     if row.error is not None:
         yield f"error      {row.error['code']}: {row.error['message']}"
+        if row.error.get("hangs_in"):
+            yield f"hung in    {row.error['hangs_in']}"
     yield "tasks"
     for task in flows.tasks(row):
         spent = "" if task["seconds"] is None else f"{task['seconds']:9.3f} s  {task['started_at']}"

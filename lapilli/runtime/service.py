@@ -6,27 +6,22 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
-import sqlalchemy as sa
-
 from lapilli.config import option
-from lapilli.domain.model import Export, Operation, Pool, Service, Volume
+from lapilli.domain.model import Operation, Service
 from lapilli.errors import DatabaseContended, DatabaseUnavailable
 from lapilli.flows import log_levels
-from lapilli.flows.attachment_tasks import holders
-from lapilli.flows.claims import HELD, LEASE
+from lapilli.flows.claims import LEASE
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
 from lapilli.flows.journal import topic
 from lapilli.flows.owners import owner_is_dead
-from lapilli.flows.volume_tasks import reference
-from lapilli.ports.driver import ImageCache
-from lapilli.ports.target import ExportSpec
+from lapilli.runtime.keeper import Keeper, attempt, repeat
 from lapilli.runtime.membership import Membership
 from lapilli.store import keys, metrics, records, tables
 
@@ -34,6 +29,7 @@ _log = logging.getLogger("lapilli.service")
 
 SWEEP = 1.0  # seconds: what a lost wake costs
 MOST_HANGING = 64
+START = 10.0  # seconds that back ends have to start, before the others go on without
 BINARIES = {"scheduler": "cinder-scheduler", "volume": "cinder-volume"}
 
 
@@ -62,29 +58,38 @@ class RoleService:
         self._stopping = threading.Event()
         topics = [topic(role, backend) for backend in self.backends] or [topic(role, None)]
         self._wakes = core.journal.bus.subscribe(*topics)
+        self._times_set = 0  # the clock, as far as this role knows
         self._starved = False  # the last look was cut short by a lack of threads
         self._threads = [
             threading.Thread(target=self._claim_loop, name=f"{role}-claims", daemon=True),
             threading.Thread(target=self._pulse_loop, name=f"{role}-pulse", daemon=True),
-            threading.Thread(target=self._keep_loop, name=f"{role}-keeper", daemon=True),
+            threading.Thread(target=self._tidy_loop, name=f"{role}-tidy", daemon=True),
         ]
-        self._suspects: set[tuple[str, str]] = set()
+        self._keepers = [Keeper(core, backend, self._stopping, self._started) for backend in backends]
         self._members = Membership(core, host, self.backends)
 
     # --- start and stop ---
 
     def start(self) -> None:
-        """Register, report, mend the exports, then begin to claim work."""
-        for backend in self.backends.values():
-            backend.driver.start()
-            backend.target.start()
-            self._restore_exports(backend)
+        """Start the back ends, register, then begin to claim work.
+
+        One that fails or hangs is left behind: its work waits until it has started. Raises `ConfigError`.
+        """
+        for keeper in self._keepers:
+            keeper.begin()
+        deadline = time.monotonic() + START
+        for keeper in self._keepers:
+            keeper.wait(deadline - time.monotonic())
         self._members.join()
         self._beat()
-        for backend in self.backends.values():
-            self._report(backend)
         for thread in self._threads:
             thread.start()
+
+    def _started(self) -> None:
+        """A back end has started: tell so at once, and look for its work."""
+        if any(thread.is_alive() for thread in self._threads):
+            attempt(self._beat)
+            self._wakes.notify()
 
     def stop(self, seconds: float) -> bool:
         """Claim nothing more, wait for what runs; False when something still runs after `seconds`.
@@ -98,11 +103,11 @@ class RoleService:
         while self._busy() and time.monotonic() < deadline:
             if time.monotonic() - renewed > LEASE.total_seconds() / 3:
                 renewed = time.monotonic()
-                self._try(self.core.journal.renew)
+                attempt(self.core.journal.renew)
             time.sleep(0.02)
         finished = not self._running
-        self._try(self._count)
-        self._try(self._members.leave)
+        attempt(self._count)
+        attempt(self._members.leave)
         self._pool.shutdown(wait=False, cancel_futures=True)
         return finished
 
@@ -139,12 +144,15 @@ class RoleService:
             free = min(self._size - len(self._busy()), free + MOST_HANGING)
         if free <= 0:
             return
+        ready = {keeper.backend.host for keeper in self._keepers if keeper.ready}
+        if self._keepers and not ready:
+            return
         claimed = self.core.journal.claim(
             self.role,
-            self._members.claiming,
+            [each for each in self._members.claiming if each in ready],
             free,
             look_first=look_first,
-            finishing=self._members.draining,
+            finishing=[each for each in self._members.draining if each in ready],
         )
         self._starved = len(claimed) == free
         for row in claimed:
@@ -166,38 +174,29 @@ class RoleService:
 
     def _pulse_loop(self) -> None:
         """What must not wait for a back end or a target that is slow."""
-        self._repeat(
+        repeat(
+            self._stopping,
             (LEASE.total_seconds() / 3, self.core.journal.renew),
             (1.0, self.core.journal.watch),
+            (1.0, self._watch_keepers),
+            (0.5, self._mind_the_clock),
             (2.0, self._count),
             (2.0, self._set_log_levels),
             (float(self.core.service.report_interval), self._beat),
         )
 
-    def _keep_loop(self) -> None:
-        self._repeat(
-            (float(self.core.service.backend_stats_polling_interval), self._report_all),
-            (LEASE.total_seconds() / 3, self._watch_exports),
-            (600.0, self._forget),
-        )
+    def _tidy_loop(self) -> None:
+        repeat(self._stopping, (600.0, self._forget))
 
-    def _repeat(self, *chores: tuple[float, Callable[[], None]]) -> None:
-        """Do each of (period in seconds, chore) again and again until the service stops."""
-        due = [time.monotonic() + period for period, _ in chores]
-        while not self._stopping.wait(0.5):
-            for number, (period, work) in enumerate(chores):
-                if time.monotonic() >= due[number]:
-                    due[number] = time.monotonic() + period
-                    self._try(work)
+    def _watch_keepers(self) -> None:
+        for keeper in self._keepers:
+            keeper.complain_of_silence()
 
-    @staticmethod
-    def _try(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except DatabaseUnavailable as problem:
-            _log.warning("%s failed; it is tried again: %s", work.__name__, problem)
-        except Exception:
-            _log.exception("%s failed; it is tried again", work.__name__)
+    def _mind_the_clock(self) -> None:
+        """When it was set, tell at once that we are here: by the new time the last beat may be hours old."""
+        if (times := self.core.clock.look()) != self._times_set:
+            self._times_set = times
+            self._beat()
 
     def _count(self) -> None:
         metrics.COUNTERS.flush(self.core.store, self.core.journal.owner)
@@ -220,12 +219,14 @@ class RoleService:
                 )
 
     def _beat(self) -> None:
-        names = {name: each.availability_zone for name, each in self.backends.items()}
+        down = float(self.core.service.service_down_time)
+        answering = [each.backend for each in self._keepers if each.ready and each.silence() < down]
+        names = {each.host: each.availability_zone for each in answering}
         zone = self.core.service.storage_availability_zone
         moment = records.now()
         table = tables.services
         with self.core.store.write() as connection:
-            for name in names or {self.host: zone}:
+            for name in names if self._keepers else {self.host: zone}:
                 zone_of = names.get(name, zone)
                 mine = table.update().where(table.c.host == name, table.c.binary == BINARIES[self.role])
                 if drained := name in self._members.draining:
@@ -248,114 +249,6 @@ class RoleService:
                     )
         self._members.beat()
         self.core.contact.made()
-
-    def _report_all(self) -> None:
-        for backend in self.backends.values():
-            self._report(backend)
-            self._evict_images(backend)
-
-    def _report(self, backend: Backend) -> None:
-        for stats in backend.driver.pools():
-            name = f"{backend.host}#{stats.pool}"
-            told = {
-                "total_capacity_gb": stats.total_gb,
-                "free_capacity_gb": stats.free_gb,
-                "thin_provisioning_support": stats.thin,
-                "thick_provisioning_support": not stats.thin,
-                "pool_name": stats.pool,
-                **backend.functions,
-                **stats.capabilities,
-                **backend.extra,
-                "timestamp": records.now().isoformat(),
-            }
-            with self.core.store.write() as connection:
-                present = records.find(connection, Pool, name, lock="update")
-                if present is None:
-                    placed, count = _placed(connection, name)
-                    records.add_missing(
-                        connection,
-                        Pool(
-                            name=name,
-                            backend=backend.host,
-                            availability_zone=backend.availability_zone,
-                            capabilities={**told, "allocated_capacity_gb": placed},
-                            allocated_gb=placed,
-                            reported_allocated_gb=placed,
-                            volumes=count,
-                            reported_at=records.now(),
-                        ),
-                    )
-                else:
-                    records.update(
-                        connection,
-                        Pool,
-                        name,
-                        capabilities={**told, "allocated_capacity_gb": present.allocated_gb},
-                        reported_allocated_gb=present.allocated_gb,
-                        availability_zone=backend.availability_zone,
-                        reported_at=records.now(),
-                    )
-
-    def _evict_images(self, backend: Backend) -> None:
-        if isinstance(backend.driver, ImageCache):
-            dropped = backend.driver.evict_cached(lambda key: self.core.images.exists(key[:36]))
-            for key in dropped:
-                _log.info("dropped the cached copy of image %s, which is gone", key)
-
-    # --- exports ---
-
-    def _wanted(self, backend: Backend) -> dict[str, ExportSpec]:
-        with self.core.store.read() as connection:
-            rows = records.all_of(connection, Export, tables.exports.c.backend == backend.host)
-            wanted = {}
-            for row in rows:
-                volume = records.find(connection, Volume, row.volume_id)
-                if volume is None or volume.host is None or not holders(connection, row.volume_id):
-                    continue
-                address = backend.driver.address(reference(volume))
-                wanted[row.volume_id] = ExportSpec(row.volume_id, address, row.data, row.secret)
-        return wanted
-
-    def _restore_exports(self, backend: Backend) -> None:
-        for sentence in backend.target.restore(self._wanted(backend).values()):
-            _log.info("mended at the start: %s", sentence)
-
-    def _watch_exports(self) -> None:
-        """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants."""
-        suspects: set[tuple[str, str]] = set()
-        for backend in self.backends.values():
-            if not backend.target.serves:
-                continue
-            backend.target.start()
-            served = set(backend.target.exports())
-            wanted = self._wanted(backend)
-            for volume_id in wanted.keys() - served:
-                if not self._is_busy(volume_id):
-                    _log.info("serving volume %s again: the target had lost it", volume_id)
-                    backend.target.export(wanted[volume_id])
-            for volume_id in served - wanted.keys():
-                mark = (backend.host, volume_id)
-                if mark not in self._suspects:
-                    suspects.add(mark)
-                elif not self._is_busy(volume_id):
-                    _log.info("no longer serving volume %s: nobody holds it", volume_id)
-                    backend.target.unexport(volume_id, {})
-        self._suspects = suspects
-
-    def _is_busy(self, volume_id: str) -> bool:
-        operations = tables.operations.c
-        query = sa.select(operations.id).where(operations.lane == volume_id, operations.state.in_(HELD))
-        with self.core.store.read() as connection:
-            return connection.execute(query).first() is not None
-
-
-def _placed(connection: sa.Connection, pool: str) -> tuple[int, int]:
-    volumes = tables.volumes.c
-    query = sa.select(sa.func.coalesce(sa.func.sum(volumes.size), 0), sa.func.count()).where(
-        volumes.host == pool
-    )
-    size, count = connection.execute(query).one()
-    return int(size), int(count)
 
 
 def leave_nothing_running(services: Sequence[RoleService], seconds: float) -> None:

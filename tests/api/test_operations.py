@@ -38,7 +38,16 @@ def sim(sim_service: Service) -> Iterator[Api]:
     """A client; nothing is left of the test's faults, nor anything that differs from the database."""
     yield Api(sim_service)
     faults(sim_service)
-    until(lambda: doctor(sim_service) == "Everything is as the database says.\n", 15)
+    found = [""]
+
+    def is_well() -> bool:
+        found[0] = doctor(sim_service)
+        return found[0] == "Everything is as the database says.\n"
+
+    try:
+        until(is_well, 15)
+    except AssertionError:
+        raise AssertionError(found[0]) from None
 
 
 def faults(service: Service, *wanted: dict[str, Any]) -> None:

@@ -203,15 +203,18 @@ def test_names_that_are_in_use_are_not_written_over(driver: FilePool) -> None:
     assert set(driver.volumes()) == {again.id, other.id}
 
 
-def test_a_blank_volume_reads_as_zeros_and_needs_no_space(driver: FilePool) -> None:
+def test_what_is_staged_over_a_volume_replaces_it_whole(driver: FilePool) -> None:
     made = volume()
     driver.create(made)
     write(driver, made, b"x" * MIB, at=MIB)
-    for _ in range(2):
-        driver.blank(made)
-        assert size(driver, made) == GIB
-        assert read(driver, made, 6, at=MIB) == bytes(6)
-        assert os.stat(driver.address(made).location).st_blocks * 512 < MIB
+    with pytest.raises(ZeroDivisionError), driver.staging(made, "1", over=True):
+        raise ZeroDivisionError
+    assert read(driver, made, 6, at=MIB) == b"xxxxxx"
+    with driver.staging(made, "2", over=True) as staged, open(staged.location, "rb+") as file:
+        file.write(b"image")
+    assert read(driver, made, 5) == b"image"
+    assert read(driver, made, 6, at=MIB) == bytes(6)
+    assert size(driver, made) == GIB
 
 
 def test_a_snapshot_does_not_see_later_writes(driver: FilePool) -> None:
@@ -353,32 +356,117 @@ def test_the_image_cache_of_a_reflink_pool(reflinks: FilePool) -> None:
     assert not reflinks.clone_cached(made, key)
     reflinks.create(made)
     write(reflinks, made, b"image" * 1000)
-    reflinks.keep_cached(made, key)
+    reflinks.keep_cached(reflinks.address(made), key)
     smaller = volume(1)
     assert reflinks.clone_cached(smaller, key)
     assert read(reflinks, smaller, 5) == b"image"
     assert size(reflinks, smaller) == GIB
-    reflinks.keep_cached(smaller, "other")
+    reflinks.keep_cached(reflinks.address(smaller), "other")
     assert reflinks.evict_cached(lambda each: each == "other") == [key]
     assert not reflinks.clone_cached(volume(), key)
     assert reflinks.clone_cached(volume(), "other")
 
 
-def test_a_cached_image_replaces_a_conversion_that_was_cut_off(reflinks: FilePool) -> None:
-    whole, half = volume(), volume()
+def test_a_cached_image_does_not_replace_a_volume_that_is_there(reflinks: FilePool) -> None:
+    whole, used = volume(), volume()
     reflinks.create(whole)
     write(reflinks, whole, b"whole")
-    reflinks.keep_cached(whole, "key")
-    reflinks.create(half)
-    write(reflinks, half, b"ha")
-    assert reflinks.clone_cached(half, "key")
-    assert read(reflinks, half, 5) == b"whole"
+    reflinks.keep_cached(reflinks.address(whole), "key")
+    reflinks.create(used)
+    write(reflinks, used, b"a guest's")
+    assert reflinks.clone_cached(used, "key")
+    assert read(reflinks, used, 9) == b"a guest's"
+
+
+def test_what_is_staged_becomes_the_volume_when_it_is_whole(driver: FilePool) -> None:
+    made = volume(2)
+    with driver.staging(made, "1") as staged:
+        assert driver.volumes() == []
+        with open(staged.location, "rb+") as file:
+            file.write(b"image")
+    assert (size(driver, made), driver.size_of(made)) == (2 * GIB, 2 * GIB)
+    assert read(driver, made, 5) == b"image"
+    assert not os.path.exists(staged.location)
+    failed = volume()
+    with pytest.raises(ZeroDivisionError), driver.staging(failed, "1") as staged:
+        raise ZeroDivisionError
+    assert not os.path.exists(staged.location)
+    assert (driver.volumes(), driver.size_of(failed)) == ([made.id], None)
+
+
+def test_staged_late_it_does_not_replace_a_volume_that_is_there(driver: FilePool) -> None:
+    """The first worker is stopped while it fills; the second makes the volume; a guest writes; it goes on."""
+    made = volume()
+    late = driver.staging(made, "1")
+    early = late.__enter__()
+    with driver.staging(made, "2") as staged, open(staged.location, "rb+") as file:
+        file.write(b"image")
+    write(driver, made, b"a guest's")
+    assert not os.path.exists(early.location), "what others have staged is dropped"
+    with pytest.raises(StorageError):
+        late.__exit__(None, None, None)
+    Path(early.location).parent.mkdir()
+    with driver.staging(made, "3"):
+        pass
+    assert read(driver, made, 9) == b"a guest's"
+    driver.delete(made)
+    assert driver.volumes() == []
+
+
+def test_deleting_drops_what_is_staged(driver: FilePool) -> None:
+    made = volume()
+    late = driver.staging(made, "1")
+    staged = late.__enter__()
+    driver.delete(made)
+    assert not os.path.exists(staged.location)
+    with pytest.raises(StorageError):
+        late.__exit__(None, None, None)
+    assert driver.volumes() == []
+
+
+def test_sizes(driver: FilePool) -> None:
+    made, taken = volume(2), snapshot_of(volume())
+    taken = SnapshotRef(taken.id, made.id, 2, "files")
+    assert (driver.size_of(made), driver.size_of_snapshot(taken)) == (None, None)
+    driver.create(made)
+    driver.create_snapshot(taken, in_use=False, progress=quiet)
+    driver.extend(made, 3)
+    assert (driver.size_of(made), driver.size_of_snapshot(taken)) == (3 * GIB, 2 * GIB)
+
+
+@pytest.mark.parametrize("call", ["create", "clone", "create_snapshot"])
+def test_made_late_it_does_not_replace_one_that_is_there(
+    copies: FilePool, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Stopped between looking and making: another has made it meanwhile, and somebody has written to it."""
+    source, made = volume(), volume()
+    copies.create(source)
+    taken = SnapshotRef(made.id, source.id, 1, "files")
+    path = Path(copies.address(made).location)
+    if call == "create_snapshot":
+        path = path.parent.parent / "snapshots" / f"snapshot-{made.id}.raw"
+    fsync = os.fsync
+
+    def another(file: int) -> None:
+        if not path.exists():
+            path.write_bytes(b"another's")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", another)
+    if call == "create":
+        copies.create(made)
+    elif call == "clone":
+        copies.clone(made, source, quiet)
+    else:
+        copies.create_snapshot(taken, in_use=False, progress=quiet)
+    assert path.read_bytes() == b"another's"
+    assert sorted(os.listdir(path.parent)) in ([path.name], sorted([path.name, f"volume-{source.id}.raw"]))
 
 
 def test_a_copy_pool_caches_nothing(copies: FilePool) -> None:
     made = volume()
     copies.create(made)
-    copies.keep_cached(made, "key")
+    copies.keep_cached(copies.address(made), "key")
     assert not copies.clone_cached(volume(), "key")
 
 

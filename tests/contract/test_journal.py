@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -249,9 +249,7 @@ class Shop:
     def let_time_pass(self, identifier: str) -> None:
         """End the operation's lease or its waiting."""
         with self.core.store.write() as connection:
-            assert records.update(
-                connection, Operation, identifier, lease_until=records.now() - timedelta(seconds=1)
-            )
+            assert records.update(connection, Operation, identifier, lease_until=None)
 
     def second_journal(self) -> Journal:
         """As another worker's."""
@@ -564,8 +562,7 @@ def test_leases_are_renewed_while_work_goes_on_and_no_longer(shop: Shop, tmp_pat
     lease, pause = (shop.row(each).lease_until for each in (running, waiting))
     assert lease is not None
     assert LEASE - timedelta(seconds=5) < lease - now <= LEASE
-    assert pause is not None
-    assert pause < now, "what waits to be tried again is not held back"
+    assert pause is None, "what waits to be tried again is not held back"
     gate.touch()
     thread.join()
     shop.let_time_pass(waiting)
@@ -620,18 +617,56 @@ def test_the_dead_are_reaped(shop: Shop) -> None:
     child.wait()
 
 
-def test_a_clock_set_back_keeps_nothing_for_the_dead(shop: Shop) -> None:
-    """A lease that ends later than any that is given now is cut to one; who lives will renew it."""
-    held = shop.submit("test.one", lane="1")
+class Watch:
+    """A monotonic clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.moment = 1000.0
+
+    def monotonic(self) -> float:
+        return self.moment
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_a_lease_ends_when_it_was_watched_for_as_long(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Whatever its time says: clocks differ, and are set."""
+    watch = Watch()
+    monkeypatch.setattr("lapilli.flows.owners.time", watch)
+    held = shop.submit("test.one")
     shop.claim()
-    with shop.core.store.write() as connection:
-        lease = records.now() + timedelta(hours=1)
-        records.update(connection, Operation, held, owner="far|boot|pid:[1]|1|1", lease_until=lease)
-    shop.journal.reap()
-    until_when = shop.row(held).lease_until
-    assert until_when is not None
-    assert until_when <= records.now() + LEASE
+    lease = records.now() + timedelta(hours=hours)
+
+    def renewed(moment: datetime) -> None:
+        with shop.core.store.write() as connection:
+            records.update(connection, Operation, held, owner="far|boot|pid:[1]|1|1", lease_until=moment)
+
+    def looks(times: int) -> list[int]:
+        found = []
+        for _ in range(times):
+            watch.moment += 4
+            found.append(shop.journal.reap())
+        return found
+
+    renewed(lease)
+    assert looks(4) == [0, 0, 0, 0]
     assert shop.claim() == []
+    renewed(lease + timedelta(seconds=5))
+    assert looks(4) == [0, 0, 0, 0], "it was renewed"
+    watch.moment += 60
+    assert looks(4) == [0, 0, 0, 0], "nobody has looked for a while: it may have been renewed since"
+    assert looks(1) == [1]
+    assert [row.id for row in shop.claim()] == [held]
+
+
+@pytest.mark.parametrize("seconds", [-1, 3600])
+def test_what_was_put_off_waits_for_no_clock_that_is_set(shop: Shop, seconds: int) -> None:
+    waiting = shop.submit("test.one")
+    with shop.core.store.write() as connection:
+        lease = records.now() + timedelta(seconds=seconds)
+        records.update(connection, Operation, waiting, lease_until=lease)
+    assert [row.id for row in shop.claim()] == [waiting]
 
 
 def test_who_is_dead() -> None:

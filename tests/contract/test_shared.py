@@ -296,14 +296,10 @@ def test_rows_of_services_and_pools_are_made_once(cores: Callable[..., list[Core
     roles = []
     for core in cores():
         roles += [RoleService(core, "volume", "box", compose.make_backends(core.config)) for _ in range(2)]
-    for role in roles:
-        for backend in role.backends.values():
-            backend.driver.start()
 
     def report(role: RoleService) -> None:
+        assert all(keeper.start() for keeper in role._keepers)
         role._beat()
-        for backend in role.backends.values():
-            role._report(backend)
 
     assert at_once(*[lambda role=role: report(role) for role in roles]) == [None] * 4
     with roles[0].core.store.read() as connection:

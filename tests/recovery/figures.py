@@ -10,7 +10,7 @@ from typing import Any
 
 from tests import databases
 
-_EFFECTS = ("commit", "rename", "unlink", "driver.", "target.", "images.", "convert.")
+_EFFECTS = ("commit", "link", "rename", "unlink", "driver.", "target.", "images.", "convert.")
 _REVERTING = (".revert", ".unrecord", "the failed end")
 _EXECUTING = (".execute", ".record")
 

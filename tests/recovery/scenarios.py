@@ -422,7 +422,7 @@ scenario(
     "volume.reimage",
     "that the back end refuses",
     driver="sim",
-    prepare=lambda house: (_to_rewrite(house), house.fault("blank"))[0],
+    prepare=lambda house: (_to_rewrite(house), house.fault("staging"))[0],
     submit=rewrite,
     wanted=lambda report: statuses("volumes", ends("volume", "reimage", "failed"))(report) | used(1, 1),
     state="failed",

@@ -106,9 +106,8 @@ def house(tmp_path: Path) -> Iterator[Idle]:
     )
     made = Idle(tmp_path, scenario)
     for role in made.roles:
-        for backend in role.backends.values():
-            backend.driver.start()
-            role._report(backend)  # what a service does at its start, without its threads
+        for keeper in role._keepers:
+            assert keeper.start()  # what a service does at its start, without its threads
         role._beat()
     yield made
     made.core.journal.bus.close()
@@ -271,7 +270,7 @@ def test_reserved_while_it_is_downloading(house: Idle) -> None:
 def test_reserved_while_it_is_downloading_in_vain(house: Idle) -> None:
     volume = _downloading(house)
     house.reserve(volume)
-    house.fault("create")
+    house.fault("staging")
     house.work()
     found = house.one(Volume)
     assert (found.status, found.attach_status, found.host) == ("error", "detached", None)

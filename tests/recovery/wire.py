@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _DRIVER = (
     "create create_from_snapshot clone delete extend create_snapshot delete_snapshot "
-    "clone_cached keep_cached retype revert blank "
+    "clone_cached keep_cached retype revert staging "
     "adopt release adopt_snapshot release_snapshot"
 )
 
@@ -68,7 +68,7 @@ class Wire:
             self.around(house.core.images, name, f"images.{name}")
         for name in ("to_raw", "from_raw"):
             self.around(house.core.converter, name, f"convert.{name}")
-        for name in ("rename", "unlink"):
+        for name in ("link", "rename", "unlink"):
             self.around(os, name, name)
         engine = house.core.store.engine
         sa.event.listen(engine, "before_cursor_execute", lambda *told: self._commit("before", told[2]))

@@ -13,6 +13,7 @@ from lapilli import compose
 from lapilli.adapters.auth.users import BasicOptions
 from lapilli.adapters.drivers.filepool import FilePoolOptions
 from lapilli.adapters.drivers.sim import SimOptions
+from lapilli.adapters.targets.sim import SimTargetOptions
 from lapilli.adapters.targets.tgt import TgtOptions
 from lapilli.config import Config, ServiceOptions, option
 from lapilli.domain.placement import SchedulerOptions
@@ -192,6 +193,7 @@ SECTIONS = [
     BasicOptions,
     FilePoolOptions,
     SimOptions,
+    SimTargetOptions,
     TgtOptions,
     compose.AuthOptions,
     compose.BackendOptions,
@@ -249,7 +251,7 @@ def test_upstream_names_and_defaults(section: Any) -> None:
 
 BACKENDS = [
     ({"volume_driver": "floppy"}, "[files] volume_driver = 'floppy': unknown; known are filepool, sim."),
-    ({"target_helper": "pigeon"}, "[files] target_helper = 'pigeon': unknown; known are local, tgt."),
+    ({"target_helper": "pigeon"}, "[files] target_helper = 'pigeon': unknown; known are local, sim, tgt."),
     ({"reserved_percentage": "101"}, "[files] reserved_percentage = '101': at most 100 expected."),
     ({"extra_capabilities": "{"}, "[files] extra_capabilities: a JSON object expected."),
     ({"extra_capabilities": "[1]"}, "[files] extra_capabilities: a JSON object expected."),

@@ -1,8 +1,10 @@
 """A pool of volumes as sparse raw files in one directory.
 
 Snapshots and clones are reflinks where the file system has them (XFS, btrfs) and sparse copies where not.
-A file is made under a temporary name, locked while it is written, and renamed when it is whole: a file with
-a final name is always complete, and a temporary one without a lock is rubbish.
+A file is made under a temporary name, locked while it is written, and linked to its final name when it is
+whole: a file with a final name is always complete, and a temporary one without a lock is rubbish. A final
+name that is there by then is kept: a worker that was stopped and goes on must not put an empty file over one
+that another has made, and a guest has written to.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +57,7 @@ class FilePool:
 
     def __init__(self, options: FilePoolOptions, *, name: str, state_dir: str) -> None:
         self._root = os.path.abspath(options.filepool_path or os.path.join(state_dir, "pool"))
-        self._pool = options.volume_backend_name or name
+        self.pool = options.volume_backend_name or name
         self._reflink: bool | None = None
 
     # -- the pool ---------------------------------------------------------------------------------------
@@ -62,12 +65,22 @@ class FilePool:
     def start(self) -> None:
         """Make the directories, remove what a crash left half made, find out about reflinks."""
         with _plainly("prepare the pool"):
-            for kind in ("volumes", "snapshots", "cache"):
+            for kind in ("volumes", "snapshots", "cache", "staging"):
                 os.makedirs(os.path.join(self._root, kind), mode=0o700, exist_ok=True)
                 for entry in os.listdir(os.path.join(self._root, kind)):
                     if entry.endswith(_PART):
                         _discard_part(os.path.join(self._root, kind, entry))
+            self._drop_published()
             self._reflink = self._probe_reflink()
+
+    def _drop_published(self) -> None:
+        """Remove the second names of staged volumes that a crash has kept from being removed."""
+        for directory, _, names in os.walk(os.path.join(self._root, "staging")):
+            for path in (os.path.join(directory, name) for name in names):
+                with contextlib.suppress(OSError):
+                    if os.stat(path).st_nlink > 1:
+                        os.unlink(path)
+                        os.rmdir(directory)
 
     def pools(self) -> Sequence[PoolStats]:
         """One pool; sizes from the file system, `allocated_blocks_gb` from the files' blocks."""
@@ -76,12 +89,12 @@ class FilePool:
             blocks = sum(self._blocks(kind) for kind in ("volumes", "snapshots", "cache"))
         return [
             PoolStats(
-                pool=self._pool,
+                pool=self.pool,
                 total_gb=round(space.f_blocks * space.f_frsize / GIB, 2),
                 free_gb=round(space.f_bavail * space.f_frsize / GIB, 2),
                 thin=True,
                 capabilities={
-                    "volume_backend_name": self._pool,
+                    "volume_backend_name": self.pool,
                     "vendor_name": "Lapilli",
                     "driver_version": _VERSION,
                     "clone": "reflink" if self.reflink else "copy",
@@ -133,6 +146,26 @@ class FilePool:
         with _plainly(f"create volume {volume.id}"), _making(path) as made:
             os.ftruncate(made, volume.size * GIB)
 
+    @contextlib.contextmanager
+    def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:
+        """A file of `volume.size` GiB in a directory of the volume's own."""
+        directory = self._staging(volume.id)
+        path = os.path.join(directory, f"{token}.raw")
+        deed = f"create volume {volume.id}"
+        with _plainly(deed):
+            shutil.rmtree(directory, ignore_errors=True)
+            os.makedirs(directory, mode=0o700)
+            with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.truncate(volume.size * GIB)
+        try:
+            yield BlockAddress(kind="file", location=path)
+            with _plainly(deed):
+                _publish(path, self._volume(volume.id), over=over)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                os.rmdir(directory)
+
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """A volume with the snapshot's content, grown to `volume.size` GiB."""
         self._copy_volume(volume, self._snapshot(snapshot.id), f"snapshot {snapshot.id}", progress)
@@ -147,6 +180,7 @@ class FilePool:
     def delete(self, volume: VolumeRef) -> None:
         """Remove the file, and what an interrupted call left of it."""
         with _plainly(f"delete volume {volume.id}"):
+            shutil.rmtree(self._staging(volume.id), ignore_errors=True)
             _remove(self._volume(volume.id))
 
     def extend(self, volume: VolumeRef, new_size: int) -> None:
@@ -165,20 +199,10 @@ class FilePool:
         with _plainly(f"revert volume {volume.id}"):
             source = _open_source(self._snapshot(snapshot.id), f"snapshot {snapshot.id}")
             try:
-                with _making(self._volume(volume.id)) as made:
+                with _making(self._volume(volume.id), over=True) as made:
                     self._fill(source, made, volume.size * GIB, progress)
             finally:
                 os.close(source)
-
-    def blank(self, volume: VolumeRef) -> None:
-        """One hole of the same size."""
-        with _plainly(f"empty volume {volume.id}"):
-            file = _open_source(self._volume(volume.id), f"volume {volume.id}", os.O_RDWR)
-            try:
-                os.ftruncate(file, 0)
-                os.ftruncate(file, volume.size * GIB)
-            finally:
-                os.close(file)
 
     def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
         """Nothing: a file has nothing that depends on the type of its volume."""
@@ -202,7 +226,7 @@ class FilePool:
     def _refuse_torn_copy(self, verb: str, in_use: bool) -> None:
         if in_use and not self.reflink:
             raise StorageError(
-                f"Pool {self._pool} cannot {verb} a volume in use: its file system has no reflinks, and a "
+                f"Pool {self.pool} cannot {verb} a volume in use: its file system has no reflinks, and a "
                 "copy made while the volume is written would not be consistent. Detach the volume first.",
                 retry=False,
             )
@@ -215,6 +239,18 @@ class FilePool:
     def address(self, volume: VolumeRef) -> BlockAddress:
         """The file's path."""
         return BlockAddress(kind="file", location=self._volume(volume.id))
+
+    def size_of(self, volume: VolumeRef) -> int | None:
+        """Length of its file; None when there is none."""
+        with _plainly(f"look at volume {volume.id}"), contextlib.suppress(FileNotFoundError):
+            return os.path.getsize(self._volume(volume.id))
+        return None
+
+    def size_of_snapshot(self, snapshot: SnapshotRef) -> int | None:
+        """Length of its file; None when there is none."""
+        with _plainly(f"look at snapshot {snapshot.id}"), contextlib.suppress(FileNotFoundError):
+            return os.path.getsize(self._snapshot(snapshot.id))
+        return None
 
     def volumes(self) -> Sequence[str]:
         """Ids of all volumes in the directory."""
@@ -319,9 +355,11 @@ class FilePool:
 
     # -- image cache: worth its space only where a clone shares it ----------------------------------------
 
-    def clone_cached(self, volume: VolumeRef, key: str) -> bool:
+    def clone_cached(self, volume: VolumeRef, key: str, *, over: bool = False) -> bool:
         """Make the volume a reflink of the cached image; False when there is none, or no reflinks."""
         cached = self._cached(key)
+        if not over and os.path.exists(self._volume(volume.id)):
+            return True
         if cached is None or not self.reflink:
             return False
         with _plainly(f"create volume {volume.id}"):
@@ -332,21 +370,21 @@ class FilePool:
             try:
                 if os.fstat(source).st_size > volume.size * GIB:
                     return False
-                # a volume that exists may be one whose conversion was cut off: it is replaced
-                with _making(self._volume(volume.id)) as made:
+                with _making(self._volume(volume.id), over=over) as made:
                     self._fill(source, made, volume.size * GIB, _no_progress)
                 os.utime(source)  # its time is its last use
+                shutil.rmtree(self._staging(volume.id), ignore_errors=True)
             finally:
                 os.close(source)
         return True
 
-    def keep_cached(self, volume: VolumeRef, key: str) -> None:
-        """Keep the volume's content without the empty end, so that smaller volumes can be made of it."""
+    def keep_cached(self, staged: BlockAddress, key: str) -> None:
+        """Keep the content without the empty end, so that smaller volumes can be made of it."""
         cached = self._cached(key)
         if cached is None or not self.reflink or os.path.exists(cached):
             return
-        with _plainly(f"cache the image of volume {volume.id}"):
-            source = _open_source(self._volume(volume.id), f"volume {volume.id}")
+        with _plainly("cache the image"):
+            source = _open_source(staged.location, "staged volume")
             try:
                 with _making(cached) as made:
                     self._fill(source, made, 0, _no_progress)
@@ -378,6 +416,9 @@ class FilePool:
 
     def _volume(self, volume_id: str) -> str:
         return self._path("volumes", volume_id)
+
+    def _staging(self, volume_id: str) -> str:
+        return os.path.join(self._root, "staging", volume_id)
 
     def _snapshot(self, snapshot_id: str) -> str:
         return self._path("snapshots", snapshot_id)
@@ -448,22 +489,48 @@ def _open_source(path: str, what: str, flags: int = os.O_RDONLY) -> int:
 
 
 @contextlib.contextmanager
-def _making(path: str) -> Iterator[int]:
+def _making(path: str, *, over: bool = False) -> Iterator[int]:
     """A locked temporary file that becomes `path`, durably, when the block ends well, and goes otherwise."""
     part = path + _PART
     made = _lock_part(part)
     try:
         os.ftruncate(made, 0)  # an interrupted call may have left some
         yield made
-        os.fsync(made)
-        os.rename(part, path)
-        _sync_directory(path)
-    except BaseException:
+        _publish(part, path, over=over)
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        raise
-    finally:
         os.close(made)
+
+
+def _publish(part: str, path: str, *, over: bool) -> None:
+    """Give a whole file its final name, durably; a file of that name is kept, unless it is to be replaced."""
+    file = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+    try:
+        if over:
+            os.rename(part, path)
+        else:
+            os.link(part, path)
+    except FileExistsError:
+        return
+    except OSError as problem:
+        if problem.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if not os.path.exists(path):  # a file system without hard links
+            os.rename(part, path)
+    _sync_directory(path)
+
+
+def _sync_directory(path: str) -> None:
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _lock_part(part: str) -> int:
@@ -499,14 +566,6 @@ def _remove(path: str) -> None:
         os.close(file)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _sync_directory(path: str) -> None:
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _clone_blocks(source: int, target: int) -> bool:

@@ -127,7 +127,8 @@ class DirectoryImages:
         if existing is not None:
             return existing
         image = _record(image_id, name, {**properties, "owner": context.project_id})
-        self._store(image)
+        with self._locked() as directory:
+            self._write(image, directory)
         return image
 
     def upload(self, image_id: str, path: str, progress: Progress) -> Image:
@@ -137,18 +138,18 @@ class DirectoryImages:
             raise ImageUnacceptable(f"Image {image_id} does not exist.")
         if image.status == "active":
             return image
+        part = path
         try:
-            os.makedirs(self.upload_directory(), exist_ok=True)
-            part = os.path.join(self.upload_directory(), f"{image_id}.content")
-            if not os.path.exists(path) and os.path.exists(part):
-                pass  # an earlier call was cut off after it had moved the file
-            elif os.stat(path).st_dev == os.stat(self.upload_directory()).st_dev:
-                os.rename(path, part)
-            else:
+            if os.stat(path).st_dev != os.stat(self.upload_directory()).st_dev:
+                part = os.path.join(self.upload_directory(), f"{image_id}.{uuid.uuid4()}.part")
                 shutil.copyfile(path, part)
-            return self._activate(image, part, progress)
+            return self._activate(image, part, progress, recorded=True)
         except OSError as problem:
             raise _plain(problem, f"Image {image_id} could not be stored") from problem
+        finally:
+            if part != path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part)
 
     def upload_directory(self) -> str:
         """Beside the images; records are looked for in their own directory only."""
@@ -197,27 +198,37 @@ class DirectoryImages:
             self._remove(image)
 
     def _remove(self, image: Image) -> None:
-        incoming = os.path.join(self._path, "incoming", f"{image.id}.content")
-        for path in (self._json(image.id), self._content(image), incoming):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        with self._locked():
+            for path in (self._json(image.id), self._content(image)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
-    def _activate(self, image: Image, part: str, progress: Progress) -> Image:
-        """Check the content, put it in place, and then the record that says so."""
+    def _activate(self, image: Image, part: str, progress: Progress, *, recorded: bool = False) -> Image:
+        """Check the content, put it in place, and then the record that says so.
+
+        An image that is `recorded` already may have become active, or gone, while the content was read:
+        it stays as it is then.
+        """
         virtual_size = convert.check(part, image.disk_format or "")
         hashes = _hashes(part, progress)
         told = {"os_hash_algo": "sha512", _HASH: hashes[1]} if hashes else {}
-        os.rename(part, self._content(image))
         active = msgspec.structs.replace(
             image,
             status="active",
-            size=os.path.getsize(self._content(image)),
+            size=os.path.getsize(part),
             virtual_size=virtual_size,
             checksum=hashes[0] if hashes else None,
             properties={**image.properties, **told},
             updated_at=_now(),
         )
-        self._store(active)
+        with self._locked() as directory:
+            present = self._load(image.id) if recorded else image
+            if present is None:
+                raise ImageUnacceptable(f"Image {image.id} was deleted meanwhile.")
+            if present.status == "active":
+                return present
+            os.rename(part, self._content(image))
+            self._write(active, directory)
         return active
 
     # -- files --------------------------------------------------------------------------------------------
@@ -241,21 +252,26 @@ class DirectoryImages:
             raise ImageUnacceptable(f"The record of image {image_id} is one of another image.")
         return image
 
-    def _store(self, image: Image) -> None:
-        """Write a record durably; content renamed before is made durable by the same directory sync."""
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Nobody else changes the directory meanwhile, in whatever process."""
         os.makedirs(self._path, mode=0o700, exist_ok=True)
         directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            part = self._json(image.id) + ".new"
-            with open(part, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(image), indent=2))
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(part, self._json(image.id))
-            os.fsync(directory)
+            yield directory
         finally:
             os.close(directory)
+
+    def _write(self, image: Image, directory: int) -> None:
+        """Write a record durably; content renamed before is made durable by the same directory sync."""
+        part = self._json(image.id) + ".new"
+        with open(part, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(image), indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(part, self._json(image.id))
+        os.fsync(directory)
 
 
 def _record(image_id: str, name: str, properties: dict[str, Any]) -> Image:

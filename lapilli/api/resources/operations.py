@@ -34,6 +34,11 @@ def _deadline(row: Operation, _look: Look) -> str | None:
     return timestamp(row.deadline_at) if flows.holder(row) else None
 
 
+def _hangs(row: Operation, _look: Look) -> dict[str, Any] | None:
+    told = flows.hangs(row)
+    return told if told is None else {**told, "since": timestamp(told["since"])}
+
+
 OPERATION = view(
     "operation",
     field("id", schema=_STRING),
@@ -52,6 +57,7 @@ OPERATION = view(
     field("progress", lambda row, _look: flows.progress(row), _OBJECT),
     field("error", lambda row, _look: flows.error(row), _OBJECT),
     field("overdue", lambda row, _look: flows.overdue(row), {"type": "boolean"}),
+    field("hangs", _hangs, _OBJECT),
     field("deadline_at", _deadline, _TEXT),
     time_field("created_at"),
     time_field("updated_at"),

@@ -1,0 +1,107 @@
+"""A simulated target: exports are empty files, which outlive processes, and its calls fail on demand.
+
+Faults (`lapilli.adapters.faults`) come from `faults.json` in its directory, and from the configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lapilli.adapters.faults import Faults, strikes
+from lapilli.config import option
+from lapilli.errors import StorageError
+from lapilli.ports.target import ExportSpec
+
+
+@dataclass(frozen=True)
+class SimTargetOptions:
+    """Options of a simulated target."""
+
+    sim_target_path: str | None = option(
+        None, "Directory of the simulated target; default: named after the section."
+    )
+    sim_target_faults: str = option("[]", "JSON list of faults that its calls suffer from.")
+
+
+CALLS = "start stop prepare export unexport resize exports restore connection_info".split()
+
+
+@strikes(*CALLS, lies={"exports": [], "restore": [], "prepare": ({}, {}), "connection_info": {}})
+class SimTarget:
+    """A target for tests and demonstrations: nothing is served."""
+
+    serves = True
+
+    def __init__(self, options: SimTargetOptions, *, name: str, state_dir: str) -> None:
+        self.name = name
+        self._root = os.path.abspath(options.sim_target_path or os.path.join(state_dir, f"sim-target-{name}"))
+        self.faults = Faults(
+            os.path.join(self._root, "faults.json"),
+            options.sim_target_faults,
+            f"[{name}] sim_target_faults",
+        )
+
+    def start(self) -> None:
+        """Make the directory."""
+        os.makedirs(os.path.join(self._root, "exports"), mode=0o700, exist_ok=True)
+
+    def stop(self) -> None:
+        """There is no daemon."""
+
+    def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Nothing to choose."""
+        return {"volume_id": volume_id}, {}
+
+    def export(self, spec: ExportSpec) -> None:
+        """Make the export's file. Raises `StorageError` when the volume is not there."""
+        if not os.path.exists(spec.address.location):
+            raise StorageError(f"Volume {spec.volume_id} cannot be served: it is not there.")
+        with open(self._path(spec.volume_id), "wb"):
+            pass
+
+    def unexport(self, volume_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 - its id is enough
+        """Remove the export's file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(volume_id))
+
+    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+        """Nobody looks at the size."""
+
+    def exports(self) -> Sequence[str]:
+        """Ids of the files."""
+        return sorted(os.listdir(os.path.join(self._root, "exports")))
+
+    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+        """As a daemon does it."""
+        right = {each.volume_id: each for each in wanted}
+        there = set(self.exports())
+        for volume_id in right.keys() - there:
+            self.export(right[volume_id])
+        for volume_id in there - right.keys():
+            self.unexport(volume_id, {})
+        changes = sorted(right.keys() ^ there)
+        return [f"volume {each} {'is served again' if each in right else 'was dropped'}" for each in changes]
+
+    def connection_info(
+        self,
+        spec: ExportSpec,
+        connector: dict[str, Any],  # noqa: ARG002 - any will do
+        *,
+        access_mode: str,
+    ) -> dict[str, Any]:
+        """The path."""
+        return {
+            "driver_volume_type": "local",
+            "data": {
+                "device_path": spec.address.location,
+                "volume_id": spec.volume_id,
+                "access_mode": access_mode,
+            },
+        }
+
+    def _path(self, volume_id: str) -> str:
+        return os.path.join(self._root, "exports", volume_id)

@@ -1,0 +1,259 @@
+"""Keeps one back end: starts it, reports its pools, and sees that its target serves what it should.
+
+Each has a thread of its own, so that a back end that fails or hangs holds up no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from lapilli import events
+from lapilli.domain.model import Export, Pool, Volume
+from lapilli.errors import ConfigError, DatabaseUnavailable
+from lapilli.flows.attachment_tasks import holders
+from lapilli.flows.claims import HELD, LEASE
+from lapilli.flows.core import Core
+from lapilli.flows.definitions import Backend
+from lapilli.flows.hangs import whereabouts
+from lapilli.flows.volume_tasks import reference
+from lapilli.ports.driver import ImageCache
+from lapilli.ports.target import ExportSpec
+from lapilli.store import records, tables
+
+_log = logging.getLogger("lapilli.service")
+
+LONGEST_PAUSE = 30.0  # seconds between attempts to start a back end
+
+
+def attempt(work: Callable[[], None]) -> None:
+    """Do a chore that is done again anyway: what it raises is only logged."""
+    try:
+        work()
+    except DatabaseUnavailable as problem:
+        _log.warning("%s failed; it is tried again: %s", work.__name__, problem)
+    except Exception:
+        _log.exception("%s failed; it is tried again", work.__name__)
+
+
+def repeat(stopping: threading.Event, *chores: tuple[float, Callable[[], None]]) -> None:
+    """Do each of (period in seconds, chore) again and again until the service stops."""
+    due = [time.monotonic() + period for period, _ in chores]
+    while not stopping.wait(0.5):
+        for number, (period, work) in enumerate(chores):
+            if time.monotonic() >= due[number]:
+                due[number] = time.monotonic() + period
+                attempt(work)
+
+
+class Keeper:
+    """What looks after one back end."""
+
+    def __init__(
+        self, core: Core, backend: Backend, stopping: threading.Event, started: Callable[[], None]
+    ) -> None:
+        """`started` is called once, when the back end has started."""
+        self.core = core
+        self.backend = backend
+        self.ready = False
+        self._stopping = stopping
+        self._started = started
+        self._tried = threading.Event()
+        self._refused: ConfigError | None = None
+        self._thread = threading.Thread(target=self._run, name=f"keeper-{backend.name}", daemon=True)
+        self._at_work: float | None = None  # since when, by the monotonic clock
+        self._complained = False
+        self._suspects: set[str] = set()
+
+    def begin(self) -> None:
+        """Start the back end, and keep it, in a thread."""
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it has been tried once. Raises `ConfigError` when it can never start."""
+        if not self._tried.wait(max(0.0, seconds)):
+            _log.error("back end %s has not started yet; going on without it", self.backend.host)
+        if self._refused is not None:
+            raise self._refused
+
+    def silence(self) -> float:
+        """For how many seconds it has not answered."""
+        began = self._at_work
+        return 0.0 if began is None else time.monotonic() - began
+
+    def complain_of_silence(self) -> None:
+        """Tell, once, that its calls hang: its service then counts as down until they come back."""
+        if self.silence() < self.core.service.service_down_time:
+            self._complained = False
+        elif not self._complained:
+            self._complained = True
+            call, stack = whereabouts(self._thread.ident)
+            _log.error(
+                "back end %s has not answered for %.0f s: %s hangs",
+                self.backend.host,
+                self.silence(),
+                call or "a call",
+                extra={"fields": {"stack": stack}},
+            )
+            events.emit("backend.silent", backend=self.backend.host, call=call)
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        pause = 1.0
+        while not self._stopping.is_set() and not self.start():
+            if self._refused is not None:
+                return
+            self._stopping.wait(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+        repeat(
+            self._stopping,
+            (float(self.core.service.backend_stats_polling_interval), self._report),
+            (LEASE.total_seconds() / 3, self._watch_exports),
+        )
+
+    def start(self) -> bool:
+        """Start the back end and its target, mend the exports, report; False when it could not."""
+        try:
+            self._asking()
+            self.backend.driver.start()
+            self.backend.target.start()
+            self._restore_exports()
+            report(self.core, self.backend)
+        except ConfigError as problem:
+            self._refused = problem
+            return False
+        except Exception as problem:
+            _log.error("back end %s cannot start; it is tried again: %s", self.backend.host, problem)
+            return False
+        else:
+            self.ready = True
+            self._started()
+            return True
+        finally:
+            self._at_work = None
+            self._tried.set()
+
+    def _asking(self) -> None:
+        self._at_work = time.monotonic()
+
+    def _report(self) -> None:
+        try:
+            self._asking()
+            report(self.core, self.backend)
+            self._asking()
+            self._evict_images()
+        finally:
+            self._at_work = None
+
+    def _evict_images(self) -> None:
+        if isinstance(self.backend.driver, ImageCache):
+            exists = self.core.images.exists
+            for key in self.backend.driver.evict_cached(lambda key: exists(key[:36])):
+                _log.info("dropped the cached copy of image %s, which is gone", key)
+
+    # --- exports ---
+
+    def _wanted(self) -> dict[str, ExportSpec]:
+        with self.core.store.read() as connection:
+            rows = records.all_of(connection, Export, tables.exports.c.backend == self.backend.host)
+            wanted = {}
+            for row in rows:
+                volume = records.find(connection, Volume, row.volume_id)
+                if volume is None or volume.host is None or not holders(connection, row.volume_id):
+                    continue
+                address = self.backend.driver.address(reference(volume))
+                wanted[row.volume_id] = ExportSpec(row.volume_id, address, row.data, row.secret)
+        return wanted
+
+    def _restore_exports(self) -> None:
+        for sentence in self.backend.target.restore(self._wanted().values()):
+            _log.info("mended at the start: %s", sentence)
+
+    def _watch_exports(self) -> None:
+        """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants."""
+        target = self.backend.target
+        if not target.serves:
+            return
+        try:
+            self._asking()
+            target.start()
+            served = set(target.exports())
+            wanted = self._wanted()
+            for volume_id in wanted.keys() - served:
+                if not self._is_busy(volume_id):
+                    _log.info("serving volume %s again: the target had lost it", volume_id)
+                    self._asking()
+                    target.export(wanted[volume_id])
+            strange = served - wanted.keys()
+            for volume_id in strange & self._suspects:
+                if not self._is_busy(volume_id):
+                    _log.info("no longer serving volume %s: nobody holds it", volume_id)
+                    self._asking()
+                    target.unexport(volume_id, {})
+            self._suspects = strange - self._suspects
+        finally:
+            self._at_work = None
+
+    def _is_busy(self, volume_id: str) -> bool:
+        operations = tables.operations.c
+        query = sa.select(operations.id).where(operations.lane == volume_id, operations.state.in_(HELD))
+        with self.core.store.read() as connection:
+            return connection.execute(query).first() is not None
+
+
+def report(core: Core, backend: Backend) -> None:
+    """Write the present statistics of a back end's pools."""
+    for stats in backend.driver.pools():
+        name = f"{backend.host}#{stats.pool}"
+        told = {
+            "total_capacity_gb": stats.total_gb,
+            "free_capacity_gb": stats.free_gb,
+            "thin_provisioning_support": stats.thin,
+            "thick_provisioning_support": not stats.thin,
+            "pool_name": stats.pool,
+            **backend.functions,
+            **stats.capabilities,
+            **backend.extra,
+            "timestamp": records.now().isoformat(),
+        }
+        with core.store.write() as connection:
+            present = records.find(connection, Pool, name, lock="update")
+            if present is None:
+                placed, count = _placed(connection, name)
+                records.add_missing(
+                    connection,
+                    Pool(
+                        name=name,
+                        backend=backend.host,
+                        availability_zone=backend.availability_zone,
+                        capabilities={**told, "allocated_capacity_gb": placed},
+                        allocated_gb=placed,
+                        reported_allocated_gb=placed,
+                        volumes=count,
+                        reported_at=records.now(),
+                    ),
+                )
+            else:
+                records.update(
+                    connection,
+                    Pool,
+                    name,
+                    capabilities={**told, "allocated_capacity_gb": present.allocated_gb},
+                    reported_allocated_gb=present.allocated_gb,
+                    availability_zone=backend.availability_zone,
+                    reported_at=records.now(),
+                )
+
+
+def _placed(connection: sa.Connection, pool: str) -> tuple[int, int]:
+    volumes = tables.volumes.c
+    query = sa.select(sa.func.coalesce(sa.func.sum(volumes.size), 0), sa.func.count()).where(
+        volumes.host == pool
+    )
+    size, count = connection.execute(query).one()
+    return int(size), int(count)
