@@ -15,7 +15,7 @@ from tests.hosts.cloud import Cloud
 from tests.hosts.network import Apart, Database, Mariadb
 from tests.service import until
 
-WAITS = {"postgresql": "SELECT pg_sleep(30)", "mariadb": "SELECT SLEEP(30)"}
+WAITS = {"postgresql": "SELECT pg_sleep(18)", "mariadb": "SELECT SLEEP(18)"}
 SESSIONS = {
     "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = '{}'",
     "mariadb": "SELECT id FROM information_schema.processlist WHERE db = '{}'",
