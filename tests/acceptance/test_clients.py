@@ -172,6 +172,27 @@ def test_openstack_operators(cli: OpenStack, version: str) -> None:
     assert zone == {"Zone Name": "nova", "Zone Status": "available"}
 
 
+def test_openstack_other_type_and_content(clouds: Path) -> None:
+    """Retype, revert, and what a back end holds."""
+    with OpenStack(clouds, CLOUDS[LATEST]) as cli:
+        cli.run("volume", "type", "create", "silver")
+        cli.json("volume", "create", "--size", "1", "changing")
+        cli.wait("volume", "show", "changing")
+        cli.run("volume", "set", "--type", "silver", "--migration-policy", "never", "changing")
+        assert cli.wait("volume", "show", "changing")["type"] == "silver"
+        cli.json("volume", "snapshot", "create", "--volume", "changing", "moment")
+        cli.wait("volume", "snapshot", "show", "moment")
+        cli.run("volume", "revert", "moment")
+        shown = cli.wait("volume", "show", "changing")
+        found = cli.json("block", "storage", "volume", "manageable", "list", shown["os-vol-host-attr:host"])
+        assert f"volume-{shown['id']}.raw" in str(found)
+        cli.run("volume", "snapshot", "delete", "moment")
+        until(lambda: not cli.json("volume", "snapshot", "list"))
+        cli.run("volume", "delete", "changing")
+        until(lambda: not cli.json("volume", "list"))
+        cli.run("volume", "type", "delete", "silver")
+
+
 def test_openstack_newer_commands(clouds: Path) -> None:
     """What only newer microversions have: summary, attachments, resource filters, messages."""
     with OpenStack(clouds, CLOUDS[LATEST], "--os-volume-api-version", LATEST) as cli:
@@ -483,6 +504,36 @@ def test_cinder_sources(cinder: Cinder, version: str) -> None:
 
 
 @both
+def test_cinder_changes_of_type_owner_and_origin(cinder: Cinder, open_service: Service, version: str) -> None:
+    """Retype, transfer, unmanage and manage."""
+    kind = f"other-{version}"
+    cinder.run("type-create", kind)
+    made = cinder.fields("create", "1", "--name", "wanderer")
+    cinder.wait("show", "wanderer")
+    cinder.run("retype", "wanderer", kind)
+    cinder.wait("show", "wanderer")
+    assert cinder.fields("show", "wanderer")["volume_type"] == kind
+    offered = cinder.fields("transfer-create", "wanderer", "--name", "offer")
+    (listed,) = cinder.rows("transfer-list")
+    assert (listed["ID"], listed["Volume ID"], listed["Name"]) == (offered["id"], made["id"], "offer")
+    receiver = Cinder(open_service.url, version, project=f"receiver-{version}")
+    receiver.run("transfer-accept", offered["id"], offered["auth_key"])
+    shown = receiver.fields("show", made["id"])
+    assert shown["os-vol-tenant-attr:tenant_id"] == f"receiver-{version}"
+    host = shown["os-vol-host-attr:host"]
+    receiver.run("unmanage", made["id"])
+    left = f"unmanaged-{made['id']}.raw"
+    until(lambda: not receiver.rows("list"))
+    if version == LATEST:
+        assert left in receiver.run("manageable-list", host)
+    found = receiver.fields("manage", "--name", "back", "--volume-type", kind, host, left)
+    assert receiver.wait("show", "back")["size"] == "1"
+    receiver.run("delete", found["id"])
+    until(lambda: not receiver.rows("list"))
+    cinder.run("type-delete", kind)
+
+
+@both
 def test_cinder_operators(cinder: Cinder, version: str) -> None:
     """Types, quotas, limits, services, pools, zones."""
     kind = f"gold-{version}"
@@ -513,6 +564,25 @@ def test_cinder_operators(cinder: Cinder, version: str) -> None:
     assert cinder.fields("get-pools", "--detail")["name"] == f"{host}#filepool"
     assert cinder.rows("availability-zone-list") == [{"Name": "nova", "Status": "available"}]
     assert "os-quota-sets" in {each["Alias"] for each in cinder.rows("list-extensions")}
+
+
+@pytest.mark.parametrize("version", [LATEST])
+def test_cinder_other_content(cinder: Cinder, open_service: Service, version: str) -> None:
+    """Revert to a snapshot, and write anew from an image."""
+    made = cinder.fields("create", "1", "--name", "content")
+    cinder.wait("show", "content")
+    cinder.fields("snapshot-create", "content", "--name", "moment")
+    cinder.wait("snapshot-show", "moment")
+    cinder.run("revert-to-snapshot", "moment")
+    cinder.wait("show", "content")
+    cinder.run("snapshot-delete", "moment")
+    until(lambda: not cinder.rows("snapshot-list"))
+    listed = subprocess.run(open_service.command("image", "list"), check=True, capture_output=True, text=True)
+    image = next(line.split()[0] for line in listed.stdout.splitlines() if "debian" in line)
+    cinder.run("reimage", "content", image)
+    assert cinder.wait("show", "content")["bootable"] == "true"
+    cinder.run("delete", made["id"])
+    until(lambda: not cinder.rows("list"))
 
 
 @pytest.mark.parametrize("version", [LATEST])
