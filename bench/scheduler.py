@@ -1,12 +1,14 @@
 """How many placements a second the scheduler decides, among few and among very many pools.
 
 The decision is a pure function, so it is measured without a service: filters, weighers and handler of the
-default configuration, then with every filter and weigher. Reading the pools from a database is told too.
+default configuration, then with every filter and weigher. Then with what a scheduler reads from its database
+for it, where one pool has changed since the decision before, as after every placement.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from lapilli.domain.placement import (
     choose,
 )
 from lapilli.errors import NoValidBackend
-from lapilli.flows.volume_tasks import candidates
+from lapilli.flows.scheduling import Pools, claim_capacity
 from lapilli.store import records, schema
 from lapilli.store.session import Store
 
@@ -101,40 +103,52 @@ def figures(seconds: float) -> Iterator[tuple[str, int, list[float]]]:
             ("decision, all filters and weighers", EVERYTHING, {}),
         ):
             yield name, count, timed(partial(decide, found, options, asked), seconds)
-    with tempfile.TemporaryDirectory(prefix="lapilli-bench-") as directory:
-        yield "reading the pools from SQLite", count, timed(_reading(Path(directory), count), seconds)
+        with tempfile.TemporaryDirectory(prefix="lapilli-bench-") as directory:
+            for name, work in _with_database(Path(directory), count):
+                yield name, count, timed(work, seconds)
 
 
-def _reading(directory: Path, count: int) -> Callable[[], None]:
+def _with_database(directory: Path, count: int) -> Iterator[tuple[str, Callable[[], object]]]:
     store = Store(f"sqlite:///{directory / 'pools.sqlite'}")
     schema.prepare(store)
+    _report(store, count)
+    pools, numbers = Pools(), itertools.count()
+
+    def change() -> None:
+        with store.write() as connection:
+            claim_capacity(connection, _name(next(numbers) % count), 1, volumes=1)
+
+    def read(known: Pools) -> list[Candidate]:
+        with store.read() as connection:
+            found = known.candidates(connection, 3600)
+        assert len(found) == count
+        return found
+
+    yield "reading all pools for the first time", lambda: read(Pools())
+    yield "reading after one has changed", lambda: (change(), read(pools))
+    yield "decision with the reading", lambda: (change(), decide(read(pools), DEFAULT, {}))
+    store.close()
+
+
+def _name(number: int) -> str:
+    return f"host{number // 4}@backend#pool{number % 4}"
+
+
+def _report(store: Store, count: int) -> None:
+    """Services with four pools each."""
     moment = records.now()
     with store.write() as connection:
-        records.insert(
-            connection,
-            Service(
-                id=records.new_id(),
-                host="host@backend",
-                binary="cinder-volume",
-                availability_zone="nova",
-                heartbeat_at=moment,
-                created_at=moment,
-            ),
-        )
         for number in range(count):
-            records.insert(
-                connection,
-                Pool(
-                    name=f"host@backend#pool{number}",
-                    backend="host@backend",
-                    availability_zone="nova",
-                    capabilities=capabilities(number),
-                    reported_at=moment,
-                ),
-            )
-
-    def read() -> None:
-        with store.read() as connection:
-            assert len(candidates(connection, 3600)) == count
-
-    return read
+            name = _name(number)
+            backend = name.partition("#")[0]
+            if number % 4 == 0:
+                service = Service(
+                    id=records.new_id(), host=backend, binary="cinder-volume", availability_zone="nova",
+                    heartbeat_at=moment, created_at=moment,
+                )  # fmt: skip
+                records.insert(connection, service)
+            pool = Pool(
+                name=name, backend=backend, availability_zone="nova", capabilities=capabilities(number),
+                reported_at=moment,
+            )  # fmt: skip
+            records.insert(connection, pool)

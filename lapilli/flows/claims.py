@@ -17,8 +17,8 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 
 from lapilli.domain.model import Operation
 from lapilli.errors import InvalidState, LeaseLost, StorageError
@@ -195,7 +195,15 @@ class Claims:
                         due = [moment + timedelta(seconds=self._seconds[each.kind]) for each in claimed]
                         told = [{"op": each.id, "due": at} for each, at in zip(claimed, due, strict=True)]
                         connection.execute(_take(), [{**each, **values} for each in told])
-                return [_claimed(each, self.owner) for each in claimed]
+                return [
+                    replace(
+                        each,
+                        claim=each.claim + 1,
+                        owner=self.owner,
+                        state="reverting" if each.state == "reverting" else "running",
+                    )
+                    for each in claimed
+                ]
             except sa.exc.IntegrityError:
                 pass  # another process has just claimed of the same lane: now that can be seen
         return []
@@ -309,11 +317,6 @@ class Claims:
         query = sa.select(_op.id).where(_op.lane == lane, _op.state.in_(UNFINISHED)).limit(1)
         with self.store.read() as connection:
             return connection.execute(query).first() is not None
-
-
-def _claimed(row: Operation, owner: str) -> Operation:
-    state = "reverting" if row.state == "reverting" else "running"
-    return msgspec.structs.replace(row, claim=row.claim + 1, owner=owner, state=state)
 
 
 @lru_cache(maxsize=4)

@@ -18,6 +18,7 @@ from lapilli.domain.quotas import QuotaOptions
 from lapilli.flows.definitions import Postponed
 from lapilli.flows.journal import Journal
 from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
+from lapilli.flows.scheduling import Pools
 from lapilli.ports.identity import Identity
 from lapilli.ports.images import Converter, ImageSource, OwnImages
 from lapilli.store import records
@@ -139,6 +140,11 @@ class Core:
     def own_images(self) -> OwnImages | None:
         """The image source, where it is the service's own; None where images have a service of their own."""
         return self.images if isinstance(self.images, OwnImages) else None
+
+    @cached_property
+    def pools(self) -> Pools:
+        """What the scheduler chooses from."""
+        return Pools()
 
     @contextmanager
     def single_flight(self, name: str, operation_id: str) -> Iterator[None]:

@@ -8,7 +8,6 @@ from lapilli.context import Context
 from lapilli.domain import placement
 from lapilli.flows import scheduling
 from lapilli.flows.core import Core
-from lapilli.flows.volume_tasks import candidates, request_for
 from lapilli.flows.volumes import VolumeRequest, find_image, plan_create
 
 
@@ -27,8 +26,8 @@ def explain(core: Core, context: Context, request: VolumeRequest) -> Explanation
     image = find_image(core, context, request)
     with core.store.read() as connection:
         plan = plan_create(core, context, connection, request, image)
-        asked = request_for(connection, plan.volume, plan.spec, core.scheduler, {})
-        pools = candidates(connection, core.service.service_down_time)
+        asked = scheduling.request_for(connection, plan.volume, plan.spec, core.scheduler, {})
+        pools = core.pools.candidates(connection, core.service.service_down_time)
         absent = scheduling.left_out(connection, core.service.service_down_time)
     passed, refused = placement.sift(asked, pools, core.scheduler)
     return Explanation(

@@ -15,7 +15,8 @@ from lapilli.domain.model import Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.errors import InvalidInput, InvalidState
 from lapilli.flows.core import Core
 from lapilli.flows.managing_tasks import MANAGE, MANAGE_SNAPSHOT, UNMANAGE, UNMANAGE_SNAPSHOT
-from lapilli.flows.volume_tasks import backend_host, claim_capacity, forget_snapshot, forget_volume
+from lapilli.flows.scheduling import claim_capacity
+from lapilli.flows.volume_tasks import backend_host, forget_snapshot, forget_volume
 from lapilli.flows.volumes import (
     NO_SNAPSHOTS,
     NOT_ATTACHED,

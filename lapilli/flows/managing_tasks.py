@@ -17,15 +17,14 @@ from lapilli.domain.states import transition
 from lapilli.errors import NotFound, NoValidBackend, StorageError, Unsupported
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
+from lapilli.flows.scheduling import claim_capacity, place
 from lapilli.flows.volume_tasks import (
     backend_host,
-    claim_capacity,
     complain,
     forget_snapshot,
     forget_volume,
     has_code,
     load,
-    place,
     reference,
     snapshot_reference,
 )

@@ -21,7 +21,8 @@ from lapilli.flows import qos
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
-from lapilli.flows.volume_tasks import backend_host, complain, has_code, load, place, reference
+from lapilli.flows.scheduling import place
+from lapilli.flows.volume_tasks import backend_host, complain, has_code, load, reference
 from lapilli.flows.volumes import NOT_IN_GROUP, NOT_MIGRATING, check_type_size
 from lapilli.ports.driver import Retyping
 from lapilli.store import quotas, records, tables

@@ -1,19 +1,207 @@
-"""What the scheduler's decision needs besides the pools, and what it tells when there is none."""
+"""The scheduler's decision and the database: what it chooses from, the room that it takes, what it tells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 
+from lapilli.domain import placement
 from lapilli.domain.model import Pool, Service, Volume
-from lapilli.domain.placement import Refusal
+from lapilli.domain.placement import Candidate, Refusal
+from lapilli.errors import NoValidBackend
+from lapilli.flows.claims import Work
+from lapilli.flows.definitions import Postponed
 from lapilli.store import records, tables
+
+_log = logging.getLogger("lapilli.scheduler")
 
 DOWN = "its service is down"
 _HINTED = ("different_host", "same_host")
+_pool, _service = tables.pools.c, tables.services.c
+
+_Row = tuple[Any, ...]
+_Entry = tuple[str, Candidate]  # its back end, and what a decision is given
+_GONE: _Entry = ("", Candidate(name="", zone="", capabilities={}))
+# what changes without a report, and by `reported_at` whether there was one; as the database writes it, since
+# it is only compared
+_FIGURES = sa.select(
+    _pool.name,
+    sa.type_coerce(_pool.reported_at, sa.String),
+    _pool.allocated_gb,
+    _pool.volumes,
+).where(_pool.reported_at.is_not(None))
+
+
+class Pools:
+    """What decisions choose from. A report is read and decoded once, not at every decision."""
+
+    def __init__(self) -> None:
+        # the rows of `_FIGURES` of the last look, and beside each what was made of it; replaced as a whole
+        self._kept: tuple[Sequence[_Row], list[_Entry]] = ((), [])
+
+    def candidates(self, connection: sa.Connection, down_after: int) -> list[Candidate]:
+        """Pools of volume services that are enabled, up, not frozen, and have reported."""
+        moment, allowed = records.now(), timedelta(seconds=down_after)
+        asked = {"since": moment - allowed, "until": moment + allowed}
+        services = set(connection.execute(_services_up(), asked).scalars())
+        # as the driver gives them: rows of SQLAlchemy would take longer than a decision among 10,000 pools
+        rows: Sequence[_Row] = connection.execute(_FIGURES).cursor.fetchall()
+        before, entries = self._kept
+        changed = [at for at, (row, old) in enumerate(zip(rows, before, strict=False)) if row != old]
+        if changed or len(rows) != len(before):
+            entries = _follow(connection, rows, before, entries, changed)
+            self._kept = rows, entries
+        return [candidate for backend, candidate in entries if backend in services]
+
+
+def _follow(
+    connection: sa.Connection,
+    rows: Sequence[_Row],
+    before: Sequence[_Row],
+    entries: list[_Entry],
+    changed: list[int],
+) -> list[_Entry]:
+    """The entries for `rows`, of which some differ from those at their places before."""
+    shared = min(len(rows), len(before))
+    old = {before[at][0]: (before[at], entries[at]) for at in [*changed, *range(shared, len(before))]}
+    entries = entries[:shared] + [_GONE] * (len(rows) - shared)
+    reported = {}
+    for at in [*changed, *range(shared, len(rows))]:
+        row = rows[at]
+        known, entry = old.get(row[0], (None, _GONE))
+        if known is None or known[1] != row[1]:
+            reported[row[0]], entries[at] = at, _GONE
+            continue
+        backend, pool = entry
+        if known != row:
+            _, _, allocated, volumes = row
+            claimed = pool.claimed_since_report + allocated - pool.allocated_gb
+            pool = replace(
+                pool, allocated_gb=allocated, claimed_since_report=claimed, volumes=volumes, reckoned=None
+            )
+        entries[at] = backend, pool
+    names = list(reported)
+    for start in range(0, len(names), 500):
+        for read in records.all_of(connection, Pool, _pool.name.in_(names[start : start + 500])):
+            entries[reported[read.name]] = read.backend, _candidate(read)
+    return entries
+
+
+def _candidate(pool: Pool) -> Candidate:
+    return Candidate(
+        name=pool.name,
+        zone=pool.availability_zone,
+        capabilities=pool.capabilities,
+        allocated_gb=pool.allocated_gb,
+        claimed_since_report=pool.allocated_gb - pool.reported_allocated_gb,
+        volumes=pool.volumes,
+    )
+
+
+@lru_cache(maxsize=1)
+def _services_up() -> sa.Select[Any]:
+    up = _service.heartbeat_at.between(sa.bindparam("since"), sa.bindparam("until"))  # `Service.is_up`
+    return sa.select(_service.host).where(
+        _service.binary == "cinder-volume", up, _service.disabled.is_(False), _service.frozen.is_(False)
+    )
+
+
+def claim_capacity(
+    connection: sa.Connection, pool: str, gib: int, *, volumes: int = 0, judged: int | None = None
+) -> bool:
+    """Take (or give back) room in a pool, in the caller's transaction.
+
+    With `judged` only while that much is allocated: False when another scheduler was faster, so that the
+    pool must be judged anew.
+    """
+    values = {"pool": pool, "gib": gib, "more": volumes}
+    if judged is not None:
+        values["judged"] = judged
+    return connection.execute(_claim_capacity(judged is not None), values).rowcount > 0
+
+
+@lru_cache(maxsize=2)
+def _claim_capacity(guarded: bool) -> sa.Update:
+    statement = tables.pools.update().where(_pool.name == sa.bindparam("pool"))
+    if guarded:
+        statement = statement.where(_pool.allocated_gb == sa.bindparam("judged"))
+    changes = {
+        "allocated_gb": _pool.allocated_gb + sa.bindparam("gib"),
+        "volumes": _pool.volumes + sa.bindparam("more"),
+    }
+    return statement.values(changes)
+
+
+def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> bool:
+    """Whether the service has just started, or the clock was set, and the pool has not reported since."""
+    asked = [_pool.reported_at >= work.core.clock.settled_at]
+    if pool is not None:
+        asked.append(_pool.name == pool)
+    return work.core.just_started and records.count(connection, Pool, asked) == 0
+
+
+def place(
+    work: Work, connection: sa.Connection, request: placement.Request, *, volumes: int = 0
+) -> Candidate:
+    """The best pool, with the room taken in it (for so many volumes more).
+
+    Raises `NoValidBackend` with a reason for each; `Postponed` while reports or heartbeats are due.
+    """
+    try:
+        while True:  # until no other scheduler was faster
+            pools = work.core.pools.candidates(connection, work.core.service.service_down_time)
+            seen = any(pool.name == request.pool for pool in pools) if request.pool else bool(pools)
+            if not seen and _report_is_due(work, connection, request.pool):
+                raise Postponed(0.1)
+            best = placement.choose(request, pools, work.core.scheduler)[0]
+            judged = best.allocated_gb
+            if claim_capacity(connection, best.name, request.size, volumes=volumes, judged=judged):
+                return best
+    except NoValidBackend as refused:
+        absent = left_out(connection, work.core.service.service_down_time)
+        if work.core.contact.was_lost and any(each.reason == DOWN for each in absent):
+            raise Postponed(0.5) from None  # their heartbeats may not have come through either
+        reasons = [*refused.reasons, *(str(each) for each in absent)]
+        if request.pool:  # that the others are other pools explains nothing
+            reasons = [each for each in reasons if each.startswith(f"{request.pool}: ")] or reasons
+        _log.info(
+            "no pool for volume %s",
+            work.resource_id,
+            extra={"fields": {"size": request.size, "reasons": reasons}},
+        )
+        raise NoValidBackend(reasons) from None
+
+
+def request_for(
+    connection: sa.Connection,
+    volume: Volume,
+    spec: Mapping[str, Any],
+    options: placement.SchedulerOptions,
+    results: Mapping[str, Any],
+) -> placement.Request:
+    """What a new volume asks of its pool; `results` tell which pools have failed."""
+    hints = spec.get("hints") or {}
+    return placement.Request(
+        size=volume.size,
+        zones=tuple(spec["zones"]),
+        extra_specs=spec["extra_specs"],
+        pool=spec["pool"],
+        pinned_why=spec["pinned_why"],
+        avoid=tuple(results.get("avoid", ())),
+        failures=results.get("failures", {}),
+        hints=hints,
+        lives=lives(connection, hints, spec["scope"]) if hints else {},
+        volume=msgspec.structs.asdict(volume),
+        qos=spec.get("qos", {}),
+        over_subscription=options.max_over_subscription_ratio,
+    )
 
 
 def lives(connection: sa.Connection, hints: Mapping[str, Any], project_id: str | None) -> dict[str, str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from lapilli.domain import placement, quotas as quota_rules
-from lapilli.domain.model import Export, Operation, Pool, Service, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Export, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
-from lapilli.flows import scheduling
 from lapilli.flows.claims import Work
-from lapilli.flows.definitions import Postponed, RecordTask, Task, operation
+from lapilli.flows.definitions import RecordTask, Task, operation
+from lapilli.flows.scheduling import claim_capacity, place, request_for
 from lapilli.ports.driver import Driver, ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables
@@ -32,10 +29,6 @@ UPLOAD = transition("volume", "upload")
 DELETE_SNAPSHOT = transition("snapshot", "delete")
 REFUSED_SNAPSHOT = transition("snapshot", "delete_refused")
 GIB = 2**30
-
-_log = logging.getLogger("lapilli.scheduler")
-
-_pool = tables.pools.c
 
 
 # --- what tasks share ------------------------------------------------------------------------------------
@@ -76,56 +69,6 @@ def remove_snapshot(driver: Driver, ref: SnapshotRef) -> None:
         raise StorageError(f"The back end says that it deleted snapshot {ref.id}, but it is still there.")
 
 
-def claim_capacity(
-    connection: sa.Connection, pool: str, gib: int, *, volumes: int = 0, judged: int | None = None
-) -> bool:
-    """Take (or give back) room in a pool, in the caller's transaction.
-
-    With `judged` only while that much is allocated: False when another scheduler was faster, so that the
-    pool must be judged anew.
-    """
-    values = {"pool": pool, "gib": gib, "more": volumes}
-    if judged is not None:
-        values["judged"] = judged
-    return connection.execute(_claim_capacity(judged is not None), values).rowcount > 0
-
-
-@lru_cache(maxsize=2)
-def _claim_capacity(guarded: bool) -> sa.Update:
-    statement = tables.pools.update().where(_pool.name == sa.bindparam("pool"))
-    if guarded:
-        statement = statement.where(_pool.allocated_gb == sa.bindparam("judged"))
-    changes = {
-        "allocated_gb": _pool.allocated_gb + sa.bindparam("gib"),
-        "volumes": _pool.volumes + sa.bindparam("more"),
-    }
-    return statement.values(changes)
-
-
-def candidates(connection: sa.Connection, down_after: int) -> list[placement.Candidate]:
-    """Pools of volume services that are enabled, up, not frozen, and have reported."""
-    moment, allowed = records.now(), timedelta(seconds=down_after)
-    column = tables.services.c
-    up = column.heartbeat_at.between(moment - allowed, moment + allowed)  # `Service.is_up`
-    services = {
-        service.host
-        for service in records.all_of(connection, Service, column.binary == "cinder-volume", up)
-        if not service.disabled and not service.frozen
-    }
-    return [
-        placement.Candidate(
-            name=pool.name,
-            zone=pool.availability_zone,
-            capabilities=pool.capabilities,
-            allocated_gb=pool.allocated_gb,
-            claimed_since_report=pool.allocated_gb - pool.reported_allocated_gb,
-            volumes=pool.volumes,
-        )
-        for pool in records.all_of(connection, Pool)
-        if pool.backend in services and pool.reported_at is not None
-    ]
-
-
 def end_create(connection: sa.Connection, identifier: str, outcome: str, **changes: Any) -> bool:
     """Leave whichever of the two states a create may be in."""
     return any(records.leave(connection, row, identifier, outcome, **changes) for row in (CREATE, DOWNLOAD))
@@ -151,71 +94,6 @@ def complain(
 
 
 # --- create ----------------------------------------------------------------------------------------------
-
-
-def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> bool:
-    """Whether the service has just started, or the clock was set, and the pool has not reported since."""
-    asked = [_pool.reported_at >= work.core.clock.settled_at]
-    if pool is not None:
-        asked.append(_pool.name == pool)
-    return work.core.just_started and records.count(connection, Pool, asked) == 0
-
-
-def place(
-    work: Work, connection: sa.Connection, request: placement.Request, *, volumes: int = 0
-) -> placement.Candidate:
-    """The best pool, with the room taken in it (for so many volumes more).
-
-    Raises `NoValidBackend` with a reason for each; `Postponed` while reports or heartbeats are due.
-    """
-    try:
-        while True:  # until no other scheduler was faster
-            pools = candidates(connection, work.core.service.service_down_time)
-            seen = any(pool.name == request.pool for pool in pools) if request.pool else bool(pools)
-            if not seen and _report_is_due(work, connection, request.pool):
-                raise Postponed(0.1)
-            best = placement.choose(request, pools, work.core.scheduler)[0]
-            judged = best.allocated_gb
-            if claim_capacity(connection, best.name, request.size, volumes=volumes, judged=judged):
-                return best
-    except NoValidBackend as refused:
-        absent = scheduling.left_out(connection, work.core.service.service_down_time)
-        if work.core.contact.was_lost and any(each.reason == scheduling.DOWN for each in absent):
-            raise Postponed(0.5) from None  # their heartbeats may not have come through either
-        reasons = [*refused.reasons, *(str(each) for each in absent)]
-        if request.pool:  # that the others are other pools explains nothing
-            reasons = [each for each in reasons if each.startswith(f"{request.pool}: ")] or reasons
-        _log.info(
-            "no pool for volume %s",
-            work.resource_id,
-            extra={"fields": {"size": request.size, "reasons": reasons}},
-        )
-        raise NoValidBackend(reasons) from None
-
-
-def request_for(
-    connection: sa.Connection,
-    volume: Volume,
-    spec: Mapping[str, Any],
-    options: placement.SchedulerOptions,
-    results: Mapping[str, Any],
-) -> placement.Request:
-    """What a new volume asks of its pool; `results` tell which pools have failed."""
-    hints = spec.get("hints") or {}
-    return placement.Request(
-        size=volume.size,
-        zones=tuple(spec["zones"]),
-        extra_specs=spec["extra_specs"],
-        pool=spec["pool"],
-        pinned_why=spec["pinned_why"],
-        avoid=tuple(results.get("avoid", ())),
-        failures=results.get("failures", {}),
-        hints=hints,
-        lives=scheduling.lives(connection, hints, spec["scope"]) if hints else {},
-        volume=msgspec.structs.asdict(volume),
-        qos=spec.get("qos", {}),
-        over_subscription=options.max_over_subscription_ratio,
-    )
 
 
 class ScheduleCreateVolume(RecordTask):

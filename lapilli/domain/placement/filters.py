@@ -86,24 +86,19 @@ def ignore_attempted_hosts(request: Request, pool: Candidate) -> str | None:
 @pool_filter("CapacityFilter", needed=lambda request: request.size != 0)
 def capacity(request: Request, pool: Candidate) -> str | None:
     """There is room, with reserved space and over-subscription reckoned (behaviour 11.3)."""
-    size, told = request.size, pool.capabilities
+    size = request.size
     if size == 0 or pool.name == request.present:
         return None
-    total, free = told.get("total_capacity_gb"), told.get("free_capacity_gb")
-    if isinstance(free, str):
-        return None
-    if not isinstance(free, NUMBER):
-        return "it reports no free capacity"
-    if not isinstance(total, NUMBER):
-        unreserved = int(told.get("reserved_percentage", 0)) == 0
-        return None if unreserved else "its total is unknown, so its reserve cannot be kept"
+    room = _room(request, pool)
+    if room is None:
+        return _without_figures(pool)
+    total, thin, ratio, available, provisioned, left = room
     if total <= 0:
         return "its total capacity is 0"
-    _, thin, ratio, available, provisioned, left = _room(request, pool, total, free)
     fits = left >= size or round(left, 2) >= size  # rounding is slow, and seldom matters
     if fits and (not thin or (ratio >= 1 and provisioned + size <= available * ratio * ratio)):
         return None
-    reserved = int(told.get("reserved_percentage", 0))
+    reserved = int(pool.capabilities.get("reserved_percentage", 0))
     whole = f"of {total:g} GiB" + (f" after {reserved} % reserved" if reserved else "")
     if thin and ratio < 1:
         return f"its over-subscription ratio {ratio:g} is below 1"
@@ -113,6 +108,17 @@ def capacity(request: Request, pool: Candidate) -> str | None:
     return f"needs {size} GiB, {round(left, 2):g} free {whole}{times}"
 
 
+def _without_figures(pool: Candidate) -> str | None:
+    """The verdict on a pool that does not tell numbers."""
+    free = pool.capabilities.get("free_capacity_gb")
+    if isinstance(free, str):
+        return None
+    if not isinstance(free, NUMBER):
+        return "it reports no free capacity"
+    unreserved = int(pool.capabilities.get("reserved_percentage", 0)) == 0
+    return None if unreserved else "its total is unknown, so its reserve cannot be kept"
+
+
 def virtual_free(pool: Candidate, request: Request) -> float:
     """GiB that may still be placed: by over-subscription when thin, by what is really free when thick."""
     return round(unrounded_free(pool, request), 2)
@@ -120,30 +126,29 @@ def virtual_free(pool: Candidate, request: Request) -> float:
 
 def unrounded_free(pool: Candidate, request: Request) -> float:
     """As `virtual_free`, for comparisons of many pools: rounding takes longer than all the rest."""
-    total, free = pool.capabilities.get("total_capacity_gb"), pool.capabilities.get("free_capacity_gb")
-    if not isinstance(total, NUMBER) or not isinstance(free, NUMBER):
-        return math.inf
-    return _room(request, pool, total, free)[5]
+    room = _room(request, pool)
+    return math.inf if room is None else room[5]
 
 
 def over_subscription(pool: Candidate, fallback: str) -> float:
     """The ratio in force: 1 without thin provisioning, `auto` from what is provisioned and used."""
+    room = _room(Request(size=0, over_subscription=fallback), pool)
+    return 1.0 if room is None else room[2]
+
+
+# total, thin, ratio in force, available after the reserve, provisioned, virtual free
+_Room = tuple[float, bool, float, float, float, float]
+
+
+def _room(request: Request, pool: Candidate) -> _Room | None:
+    """Behaviour 11.3; None without figures. Reckoned once for all that ask on the same terms."""
+    noted: tuple[tuple[str, str | None], _Room | None] | None = pool.reckoned
+    if noted is not None and noted[0] == request.terms:
+        return noted[1]
     total, free = pool.capabilities.get("total_capacity_gb"), pool.capabilities.get("free_capacity_gb")
     if not isinstance(total, NUMBER) or not isinstance(free, NUMBER):
-        return 1.0
-    return _room(Request(size=0, over_subscription=fallback), pool, total, free)[2]
-
-
-# the request that it was reckoned for; thin, ratio in force, available after the reserve, provisioned, and
-# virtual free
-_Room = tuple[Request, bool, float, float, float, float]
-
-
-def _room(request: Request, pool: Candidate, total: float, free: float) -> _Room:
-    """Behaviour 11.3; the filter and the weigher of one decision reckon once."""
-    noted: _Room | None = pool.reckoned
-    if noted is not None and noted[0] is request:
-        return noted
+        pool.reckoned = (request.terms, None)
+        return None
     told, claimed = pool.capabilities, pool.claimed_since_report
     reserved = told.get("reserved_percentage")
     available = total - math.floor(total * int(reserved) / 100) if reserved else total
@@ -158,5 +163,6 @@ def _room(request: Request, pool: Candidate, total: float, free: float) -> _Room
             ratio = 20.0 if placed == 0 else 1 + placed / (total - free + 1)
         thin = request.extra_specs.get("provisioning:type") != "thick"
     left = available * ratio - placed if thin else min(free - claimed, available - placed)
-    found = pool.reckoned = (request, thin, ratio, available, placed, left)
-    return found
+    room = (total, thin, ratio, available, placed, left)
+    pool.reckoned = (request.terms, room)
+    return room

@@ -64,12 +64,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     qos: dict[str, Any] = {}
     over_subscription: str = "20.0"
     draw: Callable[[], float] = random.random
+    terms: tuple[str, str | None] = (
+        "",
+        None,
+    )  # what the reckoning of room depends on; follows from the others
+
+    def __post_init__(self) -> None:
+        """Note the terms: they are compared for every pool."""
+        terms = (self.over_subscription, self.extra_specs.get("provisioning:type"))
+        msgspec.structs.force_setattr(self, "terms", terms)
 
 
 class Candidate(msgspec.Struct, kw_only=True, eq=False):
     """A pool as the funnel sees it: capabilities with what has been placed since the last report.
 
-    Nothing of it changes; `reckoned` is a note of the capacity's reckoning for one request.
+    Nothing of it changes, so decisions may share it; `reckoned` is a note of its capacity's reckoning.
     """
 
     name: str  # host@backend#pool
