@@ -28,6 +28,7 @@ from typing import Any
 
 import fill
 import hosts
+import journal
 import load
 import machine
 import scheduler
@@ -237,6 +238,15 @@ class Bench:
                 f"scheduler, {pools:,} pools: {what}, p50", told["p50"], "ms", aim, **told, per_second=rate
             )
 
+    def journal(self) -> None:
+        """What an operation costs, without any service or client; needs no service."""
+        pool = Path(self.service.pool)
+        for database, what, cost in journal.costs(self.work, pool, self.size.singles):
+            told = spread(cost.times)
+            counts = {"statements": cost.statements, "commits": cost.commits}
+            name = f"{what} on {database}, p50 ({cost.statements} statements, {cost.commits} commits)"
+            self.add(name, told["p50"], "ms", None, **told, **counts)
+
     def attach(self) -> None:
         """Attach with a connector (a real iSCSI export with CHAP), then delete the attachment."""
         found = self.service.job("attach", volumes=self._volumes(self.size.singles))
@@ -296,6 +306,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "attach": Bench.attach,
     "list": Bench.list,
     "scheduler": Bench.scheduler,
+    "journal": Bench.journal,
     "hosts": Bench.hosts,
 }
 
