@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         _common(each)
     doctor = command("doctor", _doctor, "Compare the database with quota, pools, back ends and targets.")
     doctor.add_argument("--fix", action="store_true", help="mend what can be mended safely")
+    _policy_commands(commands)
     _operation_commands(commands)
     _service_commands(commands)
     _image_commands(commands)
@@ -228,6 +229,71 @@ def _doctor(options: argparse.Namespace) -> int:
         print("Everything is as the database says.")
     core.journal.bus.close()
     return 1 if left else 0
+
+
+# --- policy ----------------------------------------------------------------------------------------------
+
+
+def _policy_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    policy = commands.add_parser("policy", help="See who may do what.")
+    actions = policy.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser(
+        "list", help="List the rules in force, and which of them the policy file gives."
+    )
+    listing.set_defaults(run=_policy_list)
+    told = "Tell whether a caller passes a rule, or which rules a caller passes."
+    check = actions.add_parser("check", help=told, description=told)
+    check.add_argument("rule", nargs="?", metavar="RULE", help="such as volume:create; default: all")
+    check.add_argument("--roles", default="", metavar="ROLE,ROLE", help="of the caller")
+    check.add_argument("--user", default="user", metavar="ID", help="the caller")
+    check.add_argument(
+        "--project", default="", metavar="ID", help="what the credentials are for; default: `project`"
+    )
+    check.add_argument("--domain", metavar="ID", help="what they are for instead of a project")
+    check.add_argument("--system", action="store_true", help="they are for the system instead of a project")
+    check.add_argument(
+        "--target", action="append", default=[], metavar="KEY=VALUE",
+        help="of the resource; project_id and user_id are the caller's unless told; may be repeated",
+    )  # fmt: skip
+    check.set_defaults(run=_policy_check)
+    for each in (listing, check):
+        _common(each)
+
+
+def _policy_list(options: argparse.Namespace) -> None:
+    for name, text, source in compose.make_policy(_config(options)).rules():
+        print(f"{name}  {text or '@'}  ({source})")
+
+
+def _policy_check(options: argparse.Namespace) -> int:
+    policy = compose.make_policy(_config(options))
+    scoped = options.project or ("" if options.domain or options.system else "project")
+    caller = compose.make_caller(
+        user=options.user,
+        project=scoped,
+        roles=[role.strip() for role in options.roles.split(",") if role.strip()],
+        domain=options.domain,
+        system=options.system,
+    )
+    target: dict[str, Any] = {
+        "project_id": scoped or None,
+        "user_id": options.user,
+        "domain_id": options.domain,
+    }
+    for text in options.target:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise LapilliError(f"--target {text}: KEY=VALUE expected.")
+        target[key] = value
+    passed = True
+    for name, text, source in policy.rules():
+        if options.rule in (None, name):
+            passed = policy.judge(name, caller, target)
+            print(f"{'allowed' if passed else 'refused'}  {name}  by {text or '@'}  ({source})")
+    if options.rule is None:
+        return 0
+    policy.judge(options.rule, caller, target)  # tells of a name that is no rule
+    return 0 if passed else 1
 
 
 # --- operations ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc
 
@@ -26,7 +26,7 @@ from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.buses.polling import PollingBus
 from lapilli.adapters.images.directory import DirectoryImages
 from lapilli.adapters.images.image_api import GlanceOptions, ServiceUserOptions
-from lapilli.api.options import ApiOptions, BodyOptions
+from lapilli.api.options import ApiOptions, BodyOptions, PolicyOptions
 from lapilli.config import Config, ServiceOptions, option
 from lapilli.context import Authenticator, Context
 from lapilli.domain import placement
@@ -46,6 +46,9 @@ from lapilli.ports.target import Target
 from lapilli.runtime.service import RoleService, WorkerOptions
 from lapilli.store import schema
 from lapilli.store.session import DatabaseOptions, Store, postgres_lifeline
+
+if TYPE_CHECKING:
+    from lapilli.api.rules import Policy
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ _SECTIONS: tuple[tuple[type, str], ...] = (
     (ServiceUserOptions, "service_user"),
     (DatabaseOptions, "database"),
     (BasicOptions, "http_basic"),
+    (PolicyOptions, "oslo_policy"),
     (IdentityOptions, "identity"),
     (BodyOptions, "oslo_middleware"),
     (BodyOptions, "healthcheck"),
@@ -438,12 +442,33 @@ def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:
     return made
 
 
+def make_caller(
+    *, user: str, project: str, roles: Sequence[str], domain: str | None, system: bool
+) -> Context:
+    """A caller, to ask the policy about."""
+    return Context(
+        user_id=user,
+        project_id=project,
+        roles=frozenset(role.lower() for role in roles),
+        domain_id=domain,
+        system_scope="all" if system else None,
+    )
+
+
+def make_policy(config: Config) -> Policy:
+    """The rules in force. Raises `ConfigError`."""
+    from lapilli.api import policy  # noqa: PLC0415 - the roles do without the API
+
+    return policy.make_policy(config)
+
+
 def preload_api(config: Config) -> None:
     """Load the API's code before processes are forked, so that they share it. Raises `ConfigError`."""
     from lapilli.api import app  # noqa: F401, PLC0415 - the roles alone do without the API
 
     if has_keystone(config):
         make_keystone(config)  # what is wrong with its options is told at the start
+    make_policy(config)
 
 
 def make_application(config: Config) -> Any:

@@ -48,12 +48,13 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     service_project_id: str | None = None
     service_roles: frozenset[str] = frozenset()
     token: Token | None = None
+    admin: bool | None = None  # what a policy file says; None: it says nothing
     is_service: bool = False  # a service passed it on, and has proved that it is one
 
     @property
     def is_admin(self) -> bool:
-        """Upstream's `context_is_admin`: the role admin."""
-        return "admin" in self.roles
+        """Upstream's `context_is_admin`: the role admin, unless a policy file says otherwise."""
+        return "admin" in self.roles if self.admin is None else self.admin
 
 
 class ReadyAnswer(Exception):

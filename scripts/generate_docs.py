@@ -27,8 +27,8 @@ import states_picture
 
 import lapilli
 from lapilli import cli, errors
-from lapilli.api import openapi, versions
-from lapilli.api.access import ANYONE
+from lapilli.api import openapi, rules, versions
+from lapilli.api.access import ANYONE, DECLARED
 from lapilli.api.resource import NEWEST, Route, scan
 from lapilli.domain import messages, states
 from lapilli.domain.states import Transition
@@ -49,8 +49,10 @@ def pages() -> dict[Path, str]:
         reference / "states.md": state_table(),
         reference / "errors.md": error_table(),
         reference / "commands.md": commands(),
+        reference / "policy.md": policy_rules(),
     }
     text = {path: _HEAD + page.rstrip() + "\n" for path, page in made.items()}
+    text[DOCS.parent / "etc" / "policy.yaml.sample"] = policy_sample()
     for resource in ("volume", "snapshot", "attachment"):
         picture = states_picture.draw([row for row in states.TABLE if row.resource == resource], resource)
         text[DOCS / "explanation" / f"states-{resource}.svg"] = picture
@@ -91,6 +93,7 @@ _SECTIONS = {
     "BasicOptions": "http_basic",
     "IdentityOptions": "identity",
     "BodyOptions": "oslo_middleware",
+    "PolicyOptions": "oslo_policy",
     "BackendOptions": _BACK_END,
     "FunctionOptions": _BACK_END,
     "FilePoolOptions": _BACK_END,
@@ -216,6 +219,54 @@ def microversions() -> str:
         f"3.0. The newest is 3.{versions.MAXIMUM}. What is not built yet belongs to resources that this "
         "version does not have.\n\n" + _table(("version", "name", "what it brought", "here"), rows)
     )
+
+
+# --- policy ----------------------------------------------------------------------------------------------
+
+
+def _calls_by_rule() -> dict[str, list[str]]:
+    """Calls that a rule opens, by its name."""
+    found: dict[str, list[str]] = {}
+    for route in scan():
+        path = route.root + re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
+        told = f"{route.method} {path}" + (f" ({route.action})" if route.action else "")
+        calls = found.setdefault(route.rule.name, [])
+        if told not in calls:
+            calls.append(told)
+    return found
+
+
+def _use(name: str, calls: list[str]) -> str:
+    if name in rules.BASE:
+        return "for other rules to refer to"
+    if calls:
+        return "; ".join(calls)
+    return "within calls: a field, a filter or an option of theirs" if name in DECLARED else "no call yet"
+
+
+def policy_rules() -> str:
+    """The page of policy rules."""
+    calls = _calls_by_rule()
+    rows = [
+        (f"`{name}`", f"`{text}`" if text else "everybody", _use(name, calls.get(name, [])))
+        for name, text in rules.defaults().items()
+    ]
+    return (
+        "# Policy rules\n\n"
+        "Who may do what unless [a policy file](../how-to/policy.md) says otherwise. The names are Cinder's, "
+        "and those that only Lapilli has. *No call yet*: the rule is known, so a policy file may hold it, "
+        "but what it opens is not built.\n\n" + _table(("rule", "default", "what it opens"), rows)
+    )
+
+
+def policy_sample() -> str:
+    """A policy file in which every rule is a comment."""
+    calls = _calls_by_rule()
+    parts = ["# Every rule with its default; a policy.yaml holds what differs. Made by `make docs`.\n"]
+    for name, text in rules.defaults().items():
+        told = "".join(f"# {each}\n" for each in calls.get(name, [_use(name, [])]))
+        parts.append(f'{told}#"{name}": "{text}"\n')
+    return "\n".join(parts)
 
 
 # --- states and errors -----------------------------------------------------------------------------------

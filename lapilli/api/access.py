@@ -1,11 +1,11 @@
-"""Who may do what: a rule per call (upstream's names), judged once per request."""
+"""Who may do what: a rule per call, declared beside it, by upstream's names; and the role that each needs.
+
+What an operator's policy file says instead is known by `api/rules.py`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from lapilli.context import Context
-from lapilli.errors import Forbidden
 
 ANYONE = "anyone"
 READER = "reader"
@@ -24,20 +24,17 @@ class Rule:
     role: str
 
 
+DECLARED: dict[str, Rule] = {}
+
+
 def rule(name: str, role: str) -> Rule:
-    """Declare a rule."""
-    return Rule(name, role)
+    """Declare a rule. One that is declared in several places has the same default everywhere."""
+    made = DECLARED.setdefault(name, Rule(name, role))
+    if made.role != role:
+        raise ValueError(f"The rule {name} is declared for {made.role} and for {role}.")
+    return made
 
 
 OPEN = Rule("", ANYONE)
-
-
-def allows(context: Context, wanted: Rule) -> bool:
-    """Whether the caller passes; an administrator always does."""
-    return wanted.role == ANYONE or context.is_admin or wanted.role in context.roles
-
-
-def enforce(context: Context, wanted: Rule) -> None:
-    """Raises `Forbidden` for a caller who does not pass."""
-    if not allows(context, wanted):
-        raise Forbidden(wanted.name)
+IS_ADMIN = rule("context_is_admin", ADMIN)
+METRICS = rule("metrics:show", ADMIN)  # of the edge itself, as its path has no resource

@@ -19,14 +19,16 @@ import msgspec
 from falcon import uri
 
 from lapilli import events
-from lapilli.api import access, idempotency, metrics, openapi, versions
-from lapilli.api.access import ADMIN, rule
+from lapilli.api import idempotency, metrics, openapi, versions
+from lapilli.api.access import METRICS
 from lapilli.api.listing import configured_filters
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.api.resource import Call, Endpoint, Route, Tree, scan
+from lapilli.api.rules import Policy
 from lapilli.context import Authenticator, Context, ReadyAnswer, global_request_id, new_request_id
 from lapilli.errors import (
     BodyTooLarge,
+    Forbidden,
     InvalidInput,
     LapilliError,
     NotFound,
@@ -62,7 +64,6 @@ _FAULTS = {
     503: "serviceUnavailable",
 }
 _DRAINED = 1 << 20  # bytes of a refused body that are read all the same
-METRICS = rule("metrics:show", ADMIN)
 _GENERIC = "The server has either erred or is incapable of performing the requested operation."
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _MEMBER_VERBS = ("GET", "PUT", "DELETE")
@@ -126,6 +127,7 @@ class Edge:
         self.routes = [each for each in scan() if each.root != _IDENTITY or core.identity is not None]
         self.open = {(each.method, each.root + each.path) for each in self.routes if each.public}
         self.tree = Tree(self.routes)
+        self.policy = Policy(core.config)
         self.documents: dict[int, bytes] = {}  # descriptions made so far, by version
         self.roots = tuple(sorted({route.root for route in self.routes} | {"/v3"}))
         self.collections = {route.path.split("/")[1] for route in self.routes if route.root == "/v3"}
@@ -182,6 +184,7 @@ class Edge:
                 raise Unauthorized
         trail.context = context = msgspec.structs.replace(
             context,
+            admin=self.policy.begin(context),
             request_id=trail.request_id,
             global_request_id=global_request_id(headers.get("X-OPENSTACK-REQUEST-ID")),
         )
@@ -193,6 +196,7 @@ class Edge:
             trail.route = endpoint.routes[0].path
         call = Call(
             core=self.core,
+            policy=self.policy,
             context=context,
             version=version,
             method=req.method,
@@ -262,7 +266,10 @@ class Edge:
         """Open to this machine, to everybody where the operator says so, and else to administrators."""
         headers = req.headers
         if not self.options.metrics_public and not metrics.is_local(req.env.get("REMOTE_ADDR"), headers):
-            access.enforce(self.authenticator.authenticate(headers, req.method, req.path), METRICS)
+            caller = self.authenticator.authenticate(headers, req.method, req.path)
+            caller = msgspec.structs.replace(caller, admin=self.policy.begin(caller))
+            if not self.policy.allows(caller, METRICS):
+                raise Forbidden(METRICS.name)
         return Answer(200, metrics.text(self.core), "text/plain; version=0.0.4; charset=utf-8")
 
     # --- from the URL to the endpoint ------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from lapilli.api import access
+from lapilli.api import targets
 from lapilli.api.fields import Look
 from lapilli.api.resource import Call, Earlier, Route
 from lapilli.errors import Conflict, DatabaseUnavailable, InvalidInput
@@ -58,7 +58,10 @@ def once(route: Route, call: Call, values: Sequence[str], run: Run) -> Answer:
             continue
         if row.fingerprint != claim.fingerprint:
             raise Conflict("The Idempotency-Key was used for another request.")
-        access.enforce(call.context, route.rule)
+        if not call.policy.allows(
+            call.context, route.rule, lambda: targets.of(call.core, call.context, route.path, values)
+        ):
+            route.refuse(call, values)
         if row.status is not None:
             call.response_headers.update(row.headers, **{REPLAYED: "true"})
             return row.status, row.body

@@ -30,3 +30,12 @@ class BodyOptions:
 
     max_request_body_size: int = option(114688, "Largest request body in bytes.", minimum=1)
     disable_by_file_path: str | None = option(None, "While this file exists, /healthcheck answers 503.")
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Section [oslo_policy]."""
+
+    policy_file: str = option(
+        "policy.yaml", "Rules that differ from the defaults; its place is told from the configuration file's."
+    )

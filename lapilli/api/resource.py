@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lapilli.api import access, resources
+from lapilli.api import resources, targets
 from lapilli.api.access import OPEN, Rule
 from lapilli.api.fields import Body, Look, View, minor
 from lapilli.api.options import ApiOptions
+from lapilli.api.rules import Policy
 from lapilli.context import Context
-from lapilli.errors import InvalidInput, NotFound
+from lapilli.errors import Forbidden, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from lapilli.flows.core import Core
@@ -32,6 +33,7 @@ class Call:
     """One request on its way through a handler."""
 
     core: Core
+    policy: Policy
     context: Context
     version: int  # minor number: 0 to 71
     method: str
@@ -48,11 +50,12 @@ class Call:
 
     def allows(self, rule: Rule) -> bool:
         """Whether the caller passes a rule."""
-        return access.allows(self.context, rule)
+        return self.policy.allows(self.context, rule)
 
     def enforce(self, rule: Rule) -> None:
         """Raises `Forbidden` unless the caller passes a rule."""
-        access.enforce(self.context, rule)
+        if not self.policy.allows(self.context, rule):
+            raise Forbidden(rule.name)
 
     @property
     def project_scope(self) -> str | None:
@@ -105,6 +108,13 @@ class Route:
         """Whether the window holds a microversion."""
         return self.since <= version <= self.until
 
+    def refuse(self, call: Call, values: Sequence[str]) -> None:
+        """Raises `Forbidden`, or `NotFound` to a caller who may not even know of the resource."""
+        if self.hidden:
+            raise NotFound("The resource could not be found.")
+        targets.of(call.core, call.context, self.path, values)
+        raise Forbidden(self.rule.name)
+
     def run(self, call: Call, values: Sequence[str]) -> Any:
         """Validate, enforce, handle and render; the answer is a JSON value, ready bytes, or None."""
         positional: list[Any] = []
@@ -115,12 +125,10 @@ class Route:
             positional.append(self.accepts.accept(document, call.version))
         elif self.action is not None:
             positional.append(document)
-        try:
-            access.enforce(call.context, self.rule)
-        except Exception:
-            if self.hidden:
-                raise NotFound("The resource could not be found.") from None
-            raise
+        if not call.policy.allows(
+            call.context, self.rule, lambda: targets.of(call.core, call.context, self.path, values)
+        ):
+            self.refuse(call, values)
         answer = self.handler(call, *values, *positional)
         if self.returns is not None and answer is not None and not isinstance(answer, (dict, bytes)):
             return {self.returns.key: self.returns.render(answer, Look(call))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lapilli.api.access import ADMIN, READER, rule
+from lapilli.api.access import ADMIN, IS_ADMIN, READER, rule
 from lapilli.api.fields import OMIT, Look, field, time_field, timestamp, view
 from lapilli.domain.model import Attachment, Volume
 
@@ -13,7 +13,6 @@ SEE_TENANT = rule("volume_extension:volume_tenant_attribute", READER)
 SEE_MIGRATION = rule("volume_extension:volume_mig_status_attribute", ADMIN)
 SEE_IMAGE = rule("volume_extension:volume_image_metadata:show", READER)
 SEE_FAULT = rule("volume:get_fault", READER)
-IS_ADMIN = rule("context_is_admin", ADMIN)
 
 _STRING = {"type": "string"}
 _TEXT = {"type": ["string", "null"]}

@@ -79,6 +79,7 @@ class VolumeRequest(msgspec.Struct, kw_only=True, frozen=True):
     scheduler_hints: dict[str, Any] = {}
     multiattach: bool = False
     shared: bool = False  # what `multiattach` was in version 2
+    may_share: bool = True  # whether the caller may have one that several servers attach
 
 
 class _Sources(msgspec.Struct, kw_only=True, frozen=True):
@@ -304,6 +305,9 @@ def _new_volume(
     zone: str | None,
 ) -> Volume:
     origin = sources.source or sources.snapshot
+    shared = request.shared or kind.extra_specs.get("multiattach") == "<is> True"
+    if shared and not request.may_share:
+        raise Forbidden("volume:multiattach")
     image_metadata: dict[str, str] = dict(origin.image_metadata) if origin else {}
     if sources.image is not None:
         image_metadata = images.metadata_of(sources.image)
@@ -321,7 +325,7 @@ def _new_volume(
         source_volid=sources.source.id if sources.source else None,
         image_id=sources.image.id if sources.image else None,
         bootable=bool(origin and origin.bootable),
-        multiattach=request.shared or kind.extra_specs.get("multiattach") == "<is> True",
+        multiattach=shared,
         metadata=request.metadata or {},
         image_metadata=image_metadata,
         created_at=records.now(),

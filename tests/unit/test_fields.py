@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lapilli.api.access import ADMIN, rule
+from lapilli.api.access import ADMIN, Rule
 from lapilli.api.fields import (
     BOOL,
     METADATA,
@@ -34,7 +34,7 @@ from lapilli.api.fields import (
 from lapilli.api.resource import Call
 from lapilli.errors import InvalidInput
 
-SECRET = rule("see_secret", ADMIN)
+SECRET = Rule("see_secret", ADMIN)
 
 
 @dataclass

@@ -30,6 +30,7 @@ CREATE = rule("volume:attachment_create", MEMBER)
 UPDATE = rule("volume:attachment_update", MEMBER)
 DELETE = rule("volume:attachment_delete", MEMBER)
 COMPLETE = rule("volume:attachment_complete", MEMBER)
+SHARE_BOOTABLE = rule("volume:multiattach_bootable_volume", MEMBER)
 
 _STRING = {"type": "string"}
 _TEXT = {"type": ["string", "null"]}
@@ -116,6 +117,8 @@ def create(call: Call, wanted: dict[str, Any]) -> Attachment:
     """Reserve a volume for a user, or connect it at once when a connector is given."""
     with call.core.store.read() as connection:
         volume = records.get(connection, Volume, wanted["volume_uuid"], project_id=call.project_scope)
+    if volume.multiattach and volume.bootable and volume.status == "in-use":
+        call.enforce(SHARE_BOOTABLE)
     return flows.create(
         call.core,
         call.context,

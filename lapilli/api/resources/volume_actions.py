@@ -179,7 +179,7 @@ def extend_in_use(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
 
 
 @route.action(
-    _PATH, "os-set_bootable", rule=_action_rule("set_bootable"), accepts=body(None, bootable=required(BOOL))
+    _PATH, "os-set_bootable", rule=rule("volume:update", MEMBER), accepts=body(None, bootable=required(BOOL))
 )
 def set_bootable(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
     """Say whether a volume can be booted from."""

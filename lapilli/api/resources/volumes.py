@@ -40,6 +40,7 @@ CREATE_METADATA = rule("volume:create_volume_metadata", MEMBER)
 UPDATE_METADATA = rule("volume:update_volume_metadata", MEMBER)
 DELETE_METADATA = rule("volume:delete_volume_metadata", MEMBER)
 SEE_ENCRYPTION = rule("volume_extension:volume_encryption_metadata", READER)
+MULTIATTACH = rule("volume:multiattach", MEMBER)
 
 LIST = listing(
     Volume,
@@ -208,6 +209,7 @@ def _create(call: Call, wanted: dict[str, Any], *, follow_image: bool) -> dict[s
         scheduler_hints=call.body.get(HINTS_KEY) or {},
         multiattach=shared and not call.old_version,
         shared=shared and bool(call.old_version),
+        may_share=call.allows(MULTIATTACH),
         **_renamed(wanted),
     )
     return _written(call, flows.create(call.core, call.context, request))
