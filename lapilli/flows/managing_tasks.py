@@ -19,6 +19,7 @@ from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.scheduling import claim_capacity, place
 from lapilli.flows.volume_tasks import (
+    GIB,
     backend_host,
     complain,
     forget_snapshot,
@@ -28,7 +29,7 @@ from lapilli.flows.volume_tasks import (
     reference,
     snapshot_reference,
 )
-from lapilli.ports.driver import Existing, Managing, SnapshotRef
+from lapilli.ports.driver import Existing, Managing, SnapshotRef, VolumeRef
 from lapilli.store import quotas, records, tables
 
 MANAGE = transition("volume", "manage")
@@ -107,7 +108,12 @@ class AdoptVolume(Task):
 
     def execute(self, work: Work) -> None:
         """Raises `StorageError`."""
-        driver_of(work).adopt(reference(load(work)), work.args["reference"])
+        volume = load(work)
+        driver_of(work).adopt(reference(volume), work.args["reference"])
+        if (work.storage.driver.size_of(reference(volume)) or 0) < volume.size * GIB:
+            raise StorageError(
+                "The back end has taken it over as something else, or not at all.", retry=False
+            )
 
     def revert(self, work: Work) -> None:
         """Give it its old name back."""
@@ -115,6 +121,13 @@ class AdoptVolume(Task):
             volume = records.find(connection, Volume, work.resource_id)
         if volume is not None:
             driver_of(work).release(reference(volume), work.args["reference"])
+
+    def came_late(self, work: Work) -> None:
+        """The same, unless somebody else has taken it over as this volume."""
+        with work.core.store.read() as connection:
+            volume = records.find(connection, Volume, work.resource_id)
+        if volume is None or not volume.consumes_quota:
+            driver_of(work).release(VolumeRef(work.resource_id, 0, ""), work.args["reference"])
 
 
 class ManageVolumeOnFinish(RecordTask):
@@ -162,6 +175,10 @@ class ReleaseVolume(Task):
         if export is not None:
             work.storage.target.unexport(volume.id, export.data)
         driver.release(reference(volume))
+        if work.storage.driver.size_of(reference(volume)) is not None:
+            raise StorageError(
+                "The back end says that it let go of the volume, but has it still.", retry=False
+            )
 
     def revert(self, work: Work) -> None:
         """Take it over again."""
@@ -172,6 +189,10 @@ class ReleaseVolume(Task):
             found = driver.release(reference(volume))
             if found is not None:
                 driver.adopt(reference(volume), found)
+
+    def came_late(self, work: Work) -> None:
+        """The same, where the volume is the service's still."""
+        self.revert(work)
 
 
 class UnmanageVolumeOnFinish(RecordTask):
@@ -258,12 +279,23 @@ class AdoptSnapshot(Task):
         _, ref = _found(work)
         if ref is not None:
             driver_of(work).adopt_snapshot(ref, work.args["reference"])
+            if work.storage.driver.size_of_snapshot(ref) is None:
+                raise StorageError(
+                    "The back end says that it took it over, but has no snapshot.", retry=False
+                )
 
     def revert(self, work: Work) -> None:
         """Give it its old name back."""
         _, ref = _found(work)
         if ref is not None:
             driver_of(work).release_snapshot(ref, work.args["reference"])
+
+    def came_late(self, work: Work) -> None:
+        """The same, unless somebody else has taken it over as this snapshot."""
+        with work.core.store.read() as connection:
+            snapshot = records.find(connection, Snapshot, work.resource_id)
+        if snapshot is None or not snapshot.consumes_quota:
+            driver_of(work).release_snapshot(SnapshotRef(work.resource_id, "", 0, ""), work.args["reference"])
 
 
 class ManageSnapshotOnFinish(RecordTask):
@@ -299,6 +331,8 @@ class ReleaseSnapshot(Task):
         _, ref = _found(work)
         if ref is not None:
             driver_of(work).release_snapshot(ref)
+            if work.storage.driver.size_of_snapshot(ref) is not None:
+                raise StorageError("The back end says that it let go of it, but has it still.", retry=False)
 
     def revert(self, work: Work) -> None:
         """Take it over again."""
@@ -308,6 +342,10 @@ class ReleaseSnapshot(Task):
             found = driver.release_snapshot(ref)
             if found is not None:
                 driver.adopt_snapshot(ref, found)
+
+    def came_late(self, work: Work) -> None:
+        """The same, where the snapshot is the service's still."""
+        self.revert(work)
 
 
 class UnmanageSnapshotOnFinish(RecordTask):

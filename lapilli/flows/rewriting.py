@@ -89,7 +89,13 @@ class RevertVolume(Task):
             snapshot = records.get(connection, Snapshot, work.args["snapshot_id"])
         if not isinstance(driver, Reverting):
             raise Unsupported("The back end cannot revert a volume to a snapshot.")
-        driver.revert(reference(volume), snapshot_reference(snapshot, volume.host or ""), work.progress)
+
+        def progress(done: int, total: int) -> None:
+            work.progress(done, total)
+            if done >= total:
+                work.check()  # a call that has hung must not replace what others have written since
+
+        driver.revert(reference(volume), snapshot_reference(snapshot, volume.host or ""), progress)
 
 
 class RevertVolumeOnFinish(RecordTask):

@@ -144,7 +144,10 @@ class Reverting(Protocol):
     """Optional: give a volume the content of one of its snapshots, of the same size."""
 
     def revert(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
-        """Replace the content all at once, or not at all. Nobody has the volume open."""
+        """Replace the content all at once, or not at all. Nobody has the volume open.
+
+        `progress` is told the whole length before anything is replaced; what it raises stops the call.
+        """
 
 
 @runtime_checkable

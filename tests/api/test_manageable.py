@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.api.steps import LATEST, a_snapshot, a_type, a_volume, fresh, good, refused, wait_gone
 from tests.api.test_transfers import usage
-from tests.service import Api, Service
+from tests.service import Api, Service, until
 
 GIB = 1 << 30
 OLD, NEW = "/v3/os-volume-manage", "/v3/manageable_volumes"
@@ -425,3 +426,30 @@ def test_failures_of_the_back_end(own_service: Service) -> None:
     assert (pool / "volumes" / f"volume-{volume['id']}.raw").exists()
     (message,) = good(api.get(f"/v3/messages?resource_uuid={volume['id']}", as_="admin"))["messages"]
     assert message["event_id"] == "VOLUME_VOLUME_006_001"
+
+
+@pytest.mark.parametrize("call", ["adopt", "release"])
+def test_a_back_end_that_answers_too_late(own_service: Service, call: str) -> None:
+    """What it does after it was given up is undone."""
+    own_service.config = {
+        "DEFAULT": {
+            "enabled_backends": "sim",
+            "operation_deadlines": "volume.manage=1, volume.unmanage=1",
+        },
+        "sim": {"volume_driver": "sim"},
+    }
+    own_service.start()
+    api = Api(own_service)
+    volume, folder = api.volume(), own_service.state_dir / "sim-sim" / "volumes"
+    make(folder / "found", GIB)
+    faults = [{"call": call, "delay": 3, "times": 1}]
+    (folder.parent / "faults.json").write_text(json.dumps(faults))
+    (pool,) = good(api.get("/v3/scheduler-stats/get_pools", as_="admin"))["pools"]
+    if call == "adopt":
+        told = manage(api, NEW, pool["name"], "found")
+        api.wait(f"/v3/volumes/{told['id']}", "volume", "error")
+    else:
+        good(unmanage(api, "volumes", volume["id"]), 202)
+        api.wait(f"/v3/volumes/{volume['id']}", "volume", "error_unmanaging")
+    time.sleep(3)
+    until(lambda: {each.name for each in folder.iterdir()} == {"found", f"volume-{volume['id']}.raw"})
