@@ -374,7 +374,8 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
     extra |= _json_object(name, options.extra_capabilities)
     return Backend(
         name=name,
-        host=f"{options.backend_host or host_of(config)}@{name}",
+        host=f"{options.backend_host or service.cluster or host_of(config)}@{name}",
+        cluster=f"{service.cluster}@{name}" if service.cluster and not options.backend_host else None,
         availability_zone=options.backend_availability_zone or service.storage_availability_zone,
         driver=driver,
         target=target,

@@ -153,6 +153,9 @@ class ServiceOptions:
     """Options that every role reads."""
 
     host: str | None = option(None, "Host part of service and pool names; default: this machine's name.")
+    cluster: str | None = option(
+        None, "Name of the cluster of hosts that serve the same back ends: host part of their names."
+    )
     state_path: str | None = option(None, "State directory; the command's --state-dir wins.")
     enabled_backends: list[str] = option(["filepool"], "Back ends, each with a section of its name.")
     storage_availability_zone: str = option("nova", "Availability zone of this host's services.")

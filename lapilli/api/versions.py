@@ -49,7 +49,7 @@ _ROWS = (
     Microversion(21, "provider-id", "Volumes show provider_id to administrators."),
     Microversion(22, "snapshot-metadata-filter", "Snapshots can be filtered by metadata."),
     Microversion(23, "delete-force", "Volume delete takes force."),
-    Microversion(24, "workers-cleanup", "Workers can be cleaned up.", "later"),
+    Microversion(24, "workers-cleanup", "Workers can be cleaned up."),
     Microversion(25, "group-volumes", "Groups can tell their volumes.", "later"),
     Microversion(26, "cluster-replication", "Failover, freeze and thaw of clusters."),
     Microversion(27, "attachments", "Attachments are resources of their own."),

@@ -189,6 +189,7 @@ class Service(Record, frozen=True, kw_only=True):
     replication_status: str | None = None
     active_backend_id: str | None = None
     backend_state: str | None = None
+    cluster_name: str | None = None
     heartbeat_at: datetime | None = None
     created_at: datetime
     updated_at: datetime | None = None

@@ -28,6 +28,7 @@ class Backend:
     availability_zone: str
     driver: Driver
     target: Target
+    cluster: str | None = None  # its own name, where several hosts serve it as a cluster
     extra: Mapping[str, Any] = field(default_factory=dict)  # capabilities that the configuration adds
     functions: Mapping[str, str] = field(default_factory=dict)  # as above, where the driver reports none
 

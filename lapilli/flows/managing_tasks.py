@@ -135,7 +135,7 @@ class ManageVolumeOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Write `available`."""
-        changes = {"launched_at": records.now(), "fault": None}
+        changes = {"launched_at": records.now(), "fault": None, "cluster_name": work.storage.cluster}
         records.leave(connection, MANAGE, work.resource_id, "done", **changes)
 
 

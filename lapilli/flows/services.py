@@ -22,6 +22,13 @@ def is_up(core: Core, service: Service) -> bool:
     return service.is_up(records.now(), core.service.service_down_time)
 
 
+def check_cluster(core: Core, name: str) -> None:
+    """Raises `InvalidInput` for a cluster that does not exist."""
+    with core.store.read() as connection:
+        if not records.count(connection, Service, [_services.cluster_name == name]):
+            raise InvalidInput(f"There is no cluster {name}.")
+
+
 def enable(core: Core, host: str, binary: str) -> None:
     """Let new work be placed on a service again. Raises `NotFound`."""
     _set(core, host, binary, disabled=False, disabled_reason=None)

@@ -186,7 +186,11 @@ class CreateVolumeOnFinish(RecordTask):
 
     def record(self, work: Work, connection: sa.Connection) -> None:
         """Write `available`."""
-        changes: dict[str, Any] = {"launched_at": records.now(), "fault": None}
+        changes: dict[str, Any] = {
+            "launched_at": records.now(),
+            "fault": None,
+            "cluster_name": work.storage.cluster,
+        }
         if work.args.get("bootable"):
             changes["bootable"] = True
         end_create(connection, work.resource_id, "done", **changes)

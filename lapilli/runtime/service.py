@@ -231,9 +231,9 @@ class RoleService:
                 mine = table.update().where(table.c.host == name, table.c.binary == BINARIES[self.role])
                 if drained := name in self._members.draining:
                     mine = mine.where(table.c.disabled.is_(True))  # else others speak for it, or nobody
-                changed = connection.execute(
-                    mine.values(heartbeat_at=moment, updated_at=moment, availability_zone=zone_of)
-                )
+                cluster = self.backends[name].cluster if name in self.backends else None
+                told = {"availability_zone": zone_of, "cluster_name": cluster, "heartbeat_at": moment}
+                changed = connection.execute(mine.values(updated_at=moment, **told))
                 if changed.rowcount == 0 and not drained:
                     records.add_missing(
                         connection,
@@ -242,6 +242,7 @@ class RoleService:
                             host=name,
                             binary=BINARIES[self.role],
                             availability_zone=zone_of,
+                            cluster_name=cluster,
                             heartbeat_at=moment,
                             created_at=moment,
                             updated_at=moment,

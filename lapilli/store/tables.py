@@ -230,6 +230,7 @@ services = sa.Table(
     sa.Column("replication_status", text(32)),
     sa.Column("active_backend_id", _NAME),
     sa.Column("backend_state", text(8)),
+    sa.Column("cluster_name", _NAME),
     _time("heartbeat_at"),
     _time("created_at", nullable=False),
     _time("updated_at"),

@@ -32,7 +32,7 @@ from lapilli.api.resource import Call, Earlier, Routes
 from lapilli.api.views import SNAPSHOT_SUMMARY, VOLUME_MANAGED
 from lapilli.domain.model import Snapshot, Volume
 from lapilli.errors import InvalidInput
-from lapilli.flows import managing as flows, volume_types
+from lapilli.flows import managing as flows, services, volume_types
 from lapilli.store import records
 
 route = Routes()
@@ -102,20 +102,20 @@ def _marker(text: str) -> dict[str, str]:
     return {"source-name": text}
 
 
-def _host(wanted: Any, *, clusters: bool) -> str:
-    """The host named. Raises `InvalidInput` without one, or for a cluster, since there are none."""
+def _host(call: Call, wanted: Any, *, clusters: bool) -> str:
+    """The back end named, by host or cluster. Raises `InvalidInput` without, or for an unknown one."""
     host, cluster = wanted.get("host"), wanted.get("cluster") if clusters else None
     if (not host) == (not cluster):
         raise InvalidInput(
             "Exactly one of host and cluster must be given." if clusters else "A host is needed."
         )
     if cluster:
-        raise InvalidInput(f"There is no cluster {cluster}.")
-    return str(host)
+        services.check_cluster(call.core, str(cluster).partition("#")[0])
+    return str(host or cluster)  # a cluster is named as the back end that it serves
 
 
 def _index(call: Call, what: str, shown: View, *, clusters: bool = False) -> dict[str, Any]:
-    host = _host(call.params, clusters=clusters)
+    host = _host(call, call.params, clusters=clusters)
     found = flows.existing(call.core, call.context, host, what, _page(call))
     return {f"manageable-{what}": shown.render_all(found, Look(call))}
 
@@ -249,7 +249,7 @@ def manage_volume(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
         )
     request = flows.ManageRequest(
         reference=wanted["ref"],
-        host=_host(wanted, clusters=True),
+        host=_host(call, wanted, clusters=True),
         kind=kind,
         name=wanted.get("name"),
         description=wanted.get("description"),

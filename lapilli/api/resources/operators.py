@@ -53,7 +53,7 @@ SERVICE = view(
     field("state", lambda item, look: "up" if flows.is_up(look.call.core, item) else "down", _STRING),
     field("updated_at", lambda item, _look: timestamp(item.heartbeat_at or item.updated_at), _TEXT),
     field("disabled_reason", schema=_TEXT),
-    field("cluster", lambda _item, _look: None, _TEXT, since="3.7"),
+    field("cluster", "cluster_name", _TEXT, since="3.7"),
     field("replication_status", _replication, _STRING, optional=True),
     field("active_backend_id", _of_volume("active_backend_id"), _TEXT, optional=True),
     field("frozen", _of_volume("frozen"), {"type": "boolean"}, optional=True),
@@ -146,7 +146,7 @@ def freeze_host(call: Call, wanted: dict[str, Any]) -> None:
 @route.put("/os-services/freeze", rule=FREEZE, since="3.26", accepts=_HOST_OR_CLUSTER)
 def freeze(call: Call, wanted: dict[str, Any]) -> None:
     """Freeze a back end or a cluster."""
-    flows.freeze(call.core, _host(wanted))
+    flows.freeze(call.core, _host(call, wanted))
 
 
 @route.put("/os-services/thaw", rule=THAW, until="3.25", accepts=_HOST_ONLY)
@@ -158,7 +158,7 @@ def thaw_host(call: Call, wanted: dict[str, Any]) -> None:
 @route.put("/os-services/thaw", rule=THAW, since="3.26", accepts=_HOST_OR_CLUSTER)
 def thaw(call: Call, wanted: dict[str, Any]) -> None:
     """Thaw a back end or a cluster."""
-    flows.thaw(call.core, _host(wanted))
+    flows.thaw(call.core, _host(call, wanted))
 
 
 _TARGET = Property({"type": ["string", "null"], "minLength": 1, "maxLength": 255})
@@ -184,7 +184,7 @@ def failover_host(call: Call, wanted: dict[str, Any]) -> None:
 )
 def failover(call: Call, wanted: dict[str, Any]) -> None:
     """Let the replica of a back end or a cluster take over."""
-    flows.failover(call.core, _host(wanted))
+    flows.failover(call.core, _host(call, wanted))
 
 
 def _binary(wanted: Mapping[str, Any]) -> str:
@@ -194,13 +194,13 @@ def _binary(wanted: Mapping[str, Any]) -> str:
     return str(named)
 
 
-def _host(wanted: Mapping[str, Any]) -> str:
+def _host(call: Call, wanted: Mapping[str, Any]) -> str:
     host, cluster = wanted.get("host"), wanted.get("cluster")
     if (host is None) == (cluster is None):
         raise InvalidInput("Exactly one of host and cluster must be given.")
-    if host is None:
-        raise InvalidInput(f"There is no cluster {cluster}.")
-    return str(host)
+    if cluster is not None:
+        flows.check_cluster(call.core, cluster)
+    return str(host or cluster)  # a cluster is named as the back end that it serves
 
 
 def _disabled(host: str, binary: str) -> dict[str, Any]:
