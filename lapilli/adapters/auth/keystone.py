@@ -7,11 +7,13 @@ answer are not read either, but the validated tokens behind them.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from time import monotonic as _now
 from typing import Any
 
@@ -25,6 +27,7 @@ from lapilli.context import Context, Token
 from lapilli.errors import ConfigError, IdentityUnavailable, Unauthorized
 
 SECTION = "keystone_authtoken"
+REMEMBER = 10  # seconds that a caller is known again at sight, after the middleware has looked
 PATIENCE = 30  # seconds that Keystone has for an answer, unless http_connect_timeout tells otherwise
 _CACHE = "lapilli.tokens"  # where the middleware finds the cache in its request
 
@@ -42,7 +45,11 @@ class KeystoneAuthenticator:
             self.challenge = f'Keystone uri="{self._middleware.www_authenticate_uri}"'
         own = self._options[SECTION]
         self._service_roles = frozenset(own.service_token_roles)
-        self._cache = None if own.memcached_servers else TokenCache()
+        self._cache = None if own.memcached_servers else Memory()
+        # a look into the middleware's cache costs more than most calls do: it parses the token and all it
+        # holds, and writes the catalog as JSON
+        self._callers = Memory()
+        self._remember = min(REMEMBER, own.token_cache_time)
 
     def _overrides(self, config: Config) -> dict[str, Any]:
         found: dict[str, Any] = {"oslo_config_config": self._options}
@@ -54,7 +61,18 @@ class KeystoneAuthenticator:
 
     def authenticate(self, headers: Mapping[str, str], method: str = "GET", path: str = "/", /) -> Context:
         """Raises `Unauthorized`, or `IdentityUnavailable` when a token cannot be validated now."""
-        asked = _request(headers, method, path)
+        key = _digest(headers)
+        caller: Context | None = self._callers.get(key)
+        if caller is not None:
+            return caller
+        asked = self._validated(_request(headers, method, path))
+        caller = self._context(asked)
+        if _is_for_all_calls(asked):
+            self._callers.set(key, caller, min(self._remember, _lifetime(asked)))
+        return caller
+
+    def _validated(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the middleware makes of a request."""
         if self._cache is not None:
             asked[_CACHE] = self._cache
         status = 0
@@ -73,7 +91,7 @@ class KeystoneAuthenticator:
             raise IdentityUnavailable(_AWAY)
         if status != 200 or asked.get("HTTP_X_IDENTITY_STATUS") != "Confirmed":
             raise Unauthorized
-        return self._context(asked)
+        return asked
 
     def _context(self, asked: Mapping[str, Any]) -> Context:
         """The caller of whom validated tokens tell."""
@@ -127,6 +145,24 @@ def _request(headers: Mapping[str, str], method: str, path: str) -> dict[str, An
     return made
 
 
+def _digest(headers: Mapping[str, str]) -> str:
+    told = f"{headers.get('X-AUTH-TOKEN', '')}\0{headers.get('X-SERVICE-TOKEN', '')}"
+    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()
+
+
+def _is_for_all_calls(asked: Mapping[str, Any]) -> bool:
+    """Whether the token is good for every call, not only for those that its access rules name."""
+    credential = asked["keystone.token_info"]["token"].get("application_credential") or {}
+    return credential.get("access_rules") is None
+
+
+def _lifetime(asked: Mapping[str, Any]) -> float:
+    """Seconds until the first of the tokens expires; negative for one that has."""
+    tokens = asked["keystone.token_auth"]
+    ends: list[datetime] = [each.expires for each in (tokens.user, tokens.service) if each is not None]
+    return (min(ends) - datetime.now(UTC)).total_seconds()
+
+
 def _roles(token: Any) -> frozenset[str]:
     """Names of roles; policy compares them in lower case."""
     return frozenset() if token is None else frozenset(name.lower() for name in token.role_names)
@@ -158,25 +194,25 @@ def _told_plainly() -> Any:
         raise ConfigError(f"[{SECTION}] {problem}") from problem
 
 
-class TokenCache:
-    """What the middleware knows of tokens, for this process: bounded, and shared by its threads.
+class Memory:
+    """What this process knows for some time: bounded, and shared by its threads.
 
-    Used where no memcached is configured. Entries carry the middleware's own limit of time.
+    The middleware keeps what it knows of tokens in one where no memcached is configured.
     """
 
     def __init__(self, most: int = 10_000) -> None:
         self._most = most
-        self._held: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[float, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> Any:
         """What is held under a key, if it is not too old."""
-        until, value = self._held.get(key, (0.0, b""))
+        until, value = self._held.get(key, (0.0, None))
         return value if until > _now() else None
 
-    def set(self, key: str, value: bytes, time: int = 0) -> None:
-        """Hold a value for some seconds; none for a negative number."""
-        if time < 0:
+    def set(self, key: str, value: Any, time: float = 0) -> None:
+        """Hold a value for some seconds."""
+        if time <= 0:
             return
         with self._lock:
             self._held[key] = (_now() + time, value)
