@@ -1,12 +1,13 @@
 """Compares what the database says with quota, pools, back ends and targets, in plain words.
 
-Resources that an operation is working on are left out: their operation answers for them.
+The database is read as it was at one moment. Resources that an operation is working on are left out: their
+operation answers for them; and those that have changed since.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from lapilli.domain.model import (
     Export,
     Operation,
     Pool,
+    Record,
     Snapshot,
     Transfer,
     Volume,
@@ -53,7 +55,7 @@ class Doctor:
     def __init__(self, core: Core, backends: Sequence[Backend]) -> None:
         self.core = core
         self.backends = backends
-        with core.store.read() as connection:
+        with core.store.snapshot() as connection:
             self.volumes = {each.id: each for each in records.all_of(connection, Volume)}
             self.snapshots = {each.id: each for each in records.all_of(connection, Snapshot)}
             self.attachments = {each.id: each for each in records.all_of(connection, Attachment)}
@@ -64,6 +66,7 @@ class Doctor:
             self.types = {each.id: each.name for each in records.all_of(connection, VolumeType)}
             condition = tables.operations.c.state.in_(UNFINISHED)
             self.operations = records.all_of(connection, Operation, condition)
+            self.usages = connection.execute(sa.select(tables.quota_usages)).all()
         self.busy = {each.lane for each in self.operations} | {each.resource_id for each in self.operations}
 
     def examine(self) -> list[Difference]:
@@ -99,9 +102,7 @@ class Doctor:
             elif operation.kind == "volume.retype":
                 for project, cost in reserved_of(operation.args, self.types).items():
                     kept.setdefault(project, Counter()).update(cost)
-        with self.core.store.read() as connection:
-            rows = connection.execute(sa.select(tables.quota_usages)).all()
-        held = {(row.project_id, row.resource): (row.in_use, row.reserved) for row in rows}
+        held = {(row.project_id, row.resource): (row.in_use, row.reserved) for row in self.usages}
         names = {(project, name) for found in (wanted, kept) for project in found for name in found[project]}
         for project, name in sorted(held.keys() | names):
             right = wanted.get(project, Counter())[name], kept.get(project, Counter())[name]
@@ -178,9 +179,11 @@ class Doctor:
         }
         stored = set(backend.driver.volumes())
         for identifier in here.keys() - stored - self.busy:
-            if here[identifier].status not in EMPTY:
+            if here[identifier].status not in EMPTY and not self._moved(Volume, identifier):
                 yield Difference(f"volume {identifier} has nothing at back end {backend.host}")
         for identifier in stored - here.keys() - self.busy:
+            if self._moved(Volume, identifier):
+                continue
             yield Difference(
                 f"back end {backend.host} holds volume {identifier}, unknown to the database there",
                 partial(backend.driver.delete, VolumeRef(identifier, 0, "")),
@@ -188,18 +191,30 @@ class Doctor:
         snapshots = {each.id: each for each in self.snapshots.values() if each.volume_id in here}
         frozen = set(backend.driver.snapshots())
         for identifier in snapshots.keys() - frozen - self.busy:
-            if snapshots[identifier].status not in ("creating", "error", "error_deleting"):
+            if snapshots[identifier].status in ("creating", "error", "error_deleting"):
+                continue
+            if not self._moved(Snapshot, identifier):
                 yield Difference(f"snapshot {identifier} has nothing at back end {backend.host}")
         for identifier in frozen - snapshots.keys() - self.busy:
+            if self._moved(Snapshot, identifier):
+                continue
             yield Difference(
                 f"back end {backend.host} holds snapshot {identifier}, unknown to the database there",
                 partial(backend.driver.delete_snapshot, SnapshotRef(identifier, "", 0, "")),
             )
 
+    def _moved(self, kind: type[Volume] | type[Snapshot], identifier: str) -> bool:
+        """Whether a resource is not as it was when the database was read: work has gone on since."""
+        known: Mapping[str, Record] = self.volumes if kind is Volume else self.snapshots
+        with self.core.store.read() as connection:
+            return records.find(connection, kind, identifier) != known.get(identifier)
+
     def _served(self, backend: Backend) -> Iterable[Difference]:
         wanted = {each.volume_id: each for each in self.exports.values() if each.backend == backend.host}
         served = set(backend.target.exports())
         for identifier in served - wanted.keys() - self.busy:
+            if self._moved(Volume, identifier):
+                continue
             yield Difference(
                 f"target {backend.target.name} serves volume {identifier}, which nobody is connected to",
                 partial(backend.target.unexport, identifier, {}),
@@ -207,6 +222,8 @@ class Doctor:
         if not backend.target.serves:
             return  # the export is only a record
         for identifier in wanted.keys() - served - self.busy:
+            if self._moved(Volume, identifier):
+                continue
             volume, export = self.volumes.get(identifier), wanted[identifier]
             if volume is None:
                 yield Difference(f"an export of volume {identifier} is recorded, but the volume is gone")

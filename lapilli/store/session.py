@@ -159,6 +159,24 @@ class Store:
             raise _translated(problem) from problem
 
     @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """A connection for queries that all see the database as it was at one moment."""
+        begin = {
+            "sqlite": "BEGIN",
+            "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            "mariadb": "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+        }
+        with self.read() as connection:
+            if self.kind == "mariadb":
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            connection.exec_driver_sql(begin[self.kind])
+            try:
+                yield connection
+            finally:
+                with _discarded_if_broken(connection):
+                    connection.exec_driver_sql("ROLLBACK")
+
+    @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[sa.Connection]:
         """One transaction: commits at the end, rolls back on an exception.
 
@@ -187,16 +205,25 @@ class Store:
                         rider.begin(connection)
                         yield connection
                         rider.end(connection)
+                    connection.exec_driver_sql("COMMIT")
                 except BaseException:
-                    connection.exec_driver_sql("ROLLBACK")
+                    with suppress(sa.exc.DBAPIError):  # SQLite may have done it itself, on a full disk
+                        connection.exec_driver_sql("ROLLBACK")
                     raise
-                connection.exec_driver_sql("COMMIT")
                 if rider is not None:
                     RIDER.set(None)
+        except sa.exc.DBAPIError as problem:
+            raise _translated(problem) from problem
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
         if durable:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
             self._flusher.flush()
+        except OSError as problem:
+            raise DatabaseUnavailable(f"The database cannot be written: {problem.strerror}.") from problem
 
     @contextmanager
     def _write_shared(self, durable: bool) -> Iterator[sa.Connection]:
@@ -354,6 +381,14 @@ _GONE: set[object] = {
 }
 
 
+# primary result codes of SQLite
+_DISK = {
+    10: "The database's disk reports an error.",
+    13: "The database's disk is full.",
+    14: "The database cannot be opened.",
+}
+
+
 def _translated(problem: sa.exc.SQLAlchemyError) -> Exception:
     """What callers are told: the database is away, or others were faster; anything else stays as it is."""
     if isinstance(problem, sa.exc.TimeoutError):
@@ -361,6 +396,8 @@ def _translated(problem: sa.exc.SQLAlchemyError) -> Exception:
     if not isinstance(problem, sa.exc.DBAPIError):
         return problem
     cause = problem.orig
+    if (code := getattr(cause, "sqlite_errorcode", None)) is not None and code & 0xFF in _DISK:
+        return DatabaseUnavailable(_DISK[code & 0xFF])
     codes = {getattr(cause, "sqlstate", None), *(cause.args[:1] if cause is not None else ())}
     if codes & _CONTENDED:
         return DatabaseContended("Others were writing the same records: try again.")

@@ -24,7 +24,7 @@ from lapilli.domain import states
 from lapilli.domain.model import Attachment, Message, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.quotas import QuotaOptions, Usage
 from lapilli.domain.states import TABLE, transition
-from lapilli.errors import InvalidState, NotFound, OverQuota
+from lapilli.errors import DatabaseUnavailable, InvalidState, NotFound, OverQuota
 from lapilli.store import quotas, records, schema, tables
 from lapilli.store.session import Store
 from tests import databases
@@ -680,7 +680,8 @@ def test_a_disk_error_is_told(embedded: Store, disk: Disk) -> None:
         try:
             with embedded.write(durable=True) as connection:
                 records.insert(connection, volume())
-        except OSError:
+        except DatabaseUnavailable as problem:
+            assert problem.message == "The database cannot be written: Input/output error."
             return False
         return True
 

@@ -71,7 +71,7 @@ class FilePool:
                     if entry.endswith(_PART):
                         _discard_part(os.path.join(self._root, kind, entry))
             self._drop_published()
-            self._reflink = self._probe_reflink()
+        _ = self.reflink
 
     def _drop_published(self) -> None:
         """Remove the second names of staged volumes that a crash has kept from being removed."""
@@ -113,7 +113,12 @@ class FilePool:
         """Whether files of this pool can share their blocks."""
         if self._reflink is None:
             with _plainly("prepare the pool"):
-                self._reflink = self._probe_reflink()
+                try:
+                    self._reflink = self._probe_reflink()
+                except OSError as problem:
+                    if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    return False  # as long as there is no space to try it
         return self._reflink
 
     def _probe_reflink(self) -> bool:
