@@ -501,7 +501,9 @@ class Machine(Driver):
         target = data.draw([self.labels[each.id] for each in free], label="on") if free else ""
         pokes = [data.draw(range(7), label="meanwhile") for _ in range(3)]
         volume = next((each for each in free if self.labels[each.id] == target), None)
-        call = {"create": "create", "snapshot": "create_snapshot"}.get(verb, verb)
+        call = {"snapshot": "create_snapshot"}.get(verb, verb)
+        if verb == "delete" and volume is not None and self.world.snapshots_of(volume):
+            call = "delete_snapshot"  # before anything is gone
         self.house.set_fault(call, delay=3600)
         begun = self._begin(verb, volume)
         if isinstance(begun, Snapshot):
