@@ -41,7 +41,7 @@ _ROWS = (
     Microversion(13, "groups", "Groups; group_id in volumes."),
     Microversion(14, "group-snapshots", "Group snapshots; group_snapshot_id in snapshots."),
     Microversion(15, "metadata-etag", "ETag and If-Match on volume metadata."),
-    Microversion(16, "migrate-cluster", "Migrate and manage take a cluster."),
+    Microversion(16, "migrate-cluster", "Migrate (not built yet) and manage take a cluster."),
     Microversion(17, "manageable-cluster", "Manageable lists take a cluster."),
     Microversion(18, "backup-project", "Backups show their project to administrators.", "later"),
     Microversion(19, "group-snapshot-reset", "The status of a group snapshot can be reset.", "later"),
