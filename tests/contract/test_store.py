@@ -676,16 +676,16 @@ def test_a_disk_error_is_told(embedded: Store, disk: Disk) -> None:
     """To the one who synced; the others try for themselves."""
     disk.failures = 2
 
-    def write(number: int) -> bool:
+    def write(number: int) -> str:
         try:
             with embedded.write(durable=True) as connection:
                 records.insert(connection, volume())
         except DatabaseUnavailable as problem:
-            assert problem.message == "The database cannot be written: Input/output error."
-            return False
-        return True
+            return problem.message
+        return ""
 
-    assert sorted(in_threads(8, write)) == [False] * 2 + [True] * 6
+    told = "The database cannot be written: Input/output error."
+    assert sorted(in_threads(8, write)) == [""] * 6 + [told] * 2
     assert disk.syncs
 
 
