@@ -317,6 +317,12 @@ def test_headers_that_claim_an_identity_are_nothing(ask: Client, identity: Ident
     assert ask("GET", f"/v3/volumes/{made.json()['volume']['id']}", "stranger").status_code == 200
 
 
+def test_the_services_own_log_in_is_closed(ask: Client, identity: Identity) -> None:
+    body = identity.request("member")
+    assert ask("POST", "/identity/v3/auth/tokens", json=body).status_code in (401, 404)
+    assert ask("GET", "/identity/v3/auth/tokens", "member").status_code == 404
+
+
 def test_an_application_credential_opens_only_the_calls_that_it_names(
     ask: Client, identity: Identity
 ) -> None:
