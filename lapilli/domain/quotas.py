@@ -82,7 +82,7 @@ def check_volume_size(size: int, limits: Mapping[str, int]) -> None:
     limit = limits.get("per_volume_gigabytes", -1)
     if 0 <= limit < size:
         raise OverQuota(
-            "VolumeSizeExceedsLimit", f"{size} GiB asked for, but a volume may have at most {limit} GiB."
+            "VolumeSizeExceedsLimit", f"{size} GiB exceeds the limit for a volume: at most {limit} GiB."
         )
 
 
@@ -100,7 +100,10 @@ _REFUSALS = {
 def _refusal(
     over: list[str], deltas: Mapping[str, int], limits: Mapping[str, int], usages: Mapping[str, Usage]
 ) -> OverQuota:
-    """Named after the first resource that is over, sizes before counts; all of them are told."""
+    """Named after the first resource that is over, sizes before counts; all of them are told.
+
+    Clients tell a quota from a rate limit by the word "exceed" in the text.
+    """
     over = sorted(over, key=lambda each: ("gigabytes" not in each, each))
     first = next((word for word in _REFUSALS if over[0] == word or over[0].startswith(f"{word}_")), "")
     told = [_told(name, deltas[name], limits.get(name, -1), usages.get(name, Usage())) for name in over]
@@ -110,4 +113,4 @@ def _refusal(
 def _told(name: str, delta: int, limit: int, held: Usage) -> str:
     unit = " GiB" if "gigabytes" in name else ""
     most, taken = limit if limit >= 0 else MAX, held.in_use + held.reserved
-    return f"{delta}{unit} asked for, but quota '{name}' is {most}{unit}, of which {taken} are taken"
+    return f"{delta}{unit} exceeds quota '{name}' of {most}{unit}, of which {taken} are taken"

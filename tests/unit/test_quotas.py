@@ -113,9 +113,7 @@ def test_names_of_the_refusals(resource: str, name: str) -> None:
     error = caught.value
     unit = " GiB" if "gigabytes" in resource else ""
     assert (error.name, error.status, error.code) == (name, 413, "over-quota")
-    assert error.message == (
-        f"{name}: 3{unit} asked for, but quota '{resource}' is 2{unit}, of which 2 are taken."
-    )
+    assert error.message == (f"{name}: 3{unit} exceeds quota '{resource}' of 2{unit}, of which 2 are taken.")
 
 
 def test_every_resource_that_is_over_is_told() -> None:

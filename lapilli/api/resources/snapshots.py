@@ -8,9 +8,9 @@ from lapilli.api.access import ADMIN, MEMBER, READER, rule
 from lapilli.api.fields import (
     BOOL,
     NAME,
+    NULLABLE_UUID,
     PRINTABLE_DESCRIPTION,
     STR255,
-    UUID,
     Look,
     Property,
     body,
@@ -64,7 +64,7 @@ _NAMES = {
 }
 _CREATE = {
     **_NAMES,
-    "volume_id": required(UUID),
+    "volume_id": required(NULLABLE_UUID),  # null: no such volume
     "metadata": Property({"anyOf": [_METADATA_SCHEMA, {"type": "null"}]}),
 }
 
@@ -245,7 +245,7 @@ def _get(call: Call, snapshot_id: str) -> Snapshot:
 
 def _create(call: Call, wanted: dict[str, Any], *, in_use_allowed: bool) -> Snapshot:
     with call.core.store.read() as connection:
-        volume = records.get(connection, Volume, wanted["volume_id"], project_id=call.project_scope)
+        volume = records.get(connection, Volume, str(wanted["volume_id"]), project_id=call.project_scope)
     names = _plain_names(wanted)
     return flows.create(
         call.core,

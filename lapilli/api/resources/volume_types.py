@@ -66,6 +66,7 @@ _QOS = field("qos_specs_id", schema=_TEXT, rule=SEE_QOS)
 _ACCESS = field("os-volume-type-access:is_public", "is_public", _BOOLEAN, rule=SEE_ACCESS)
 
 TYPE = view("volume_type", *_BASE, _QOS, _ACCESS)
+NEW_TYPE = view("volume_type", *_BASE, _ACCESS)
 DEFAULT_TYPE = view("volume_type", *_BASE, _QOS)
 CHANGED_TYPE = view("volume_type", *_BASE)
 
@@ -136,7 +137,7 @@ def show(call: Call, type_id: str) -> VolumeType:
 @route.post(
     "/types",
     rule=rule("volume_extension:type_create", ADMIN),
-    returns=TYPE,
+    returns=NEW_TYPE,
     accepts=body(
         "volume_type",
         {"os-volume-type-access:is_public": NULLABLE_BOOL},
