@@ -398,6 +398,8 @@ def test_paging_sorting_and_count(api, volume):
         assert "count" not in good(api.get(f"{SNAPSHOTS}?with_count=true", version="3.44"))
         assert ids(api.get(f"{SNAPSHOTS}?{mine}&sort=name:desc", version="3.30"), "snapshots") == both[::-1]
         refused(api.get(f"{SNAPSHOTS}?sort=name:desc", version="3.29"), 400)
+        older = f"{SNAPSHOTS}?{mine}&sort_key=display_name&sort_dir=desc"
+        assert ids(api.get(older, version="3.0"), "snapshots") == both[::-1]
     for query in ("limit=-1", "limit=x", "offset=x", "sort=colour", "sort=id:up", "sort=id&sort_key=id"):
         refused(api.get(f"{SNAPSHOTS}?{query}"), 400)
     refused(api.get(f"{SNAPSHOTS}?marker={NOBODY}"), 404)

@@ -43,7 +43,7 @@ LIST = listing(
         flag("consumes_quota", strict="3.0", since="3.65"),
     ),
     aliases={"display_name": "name", "display_description": "description"},
-    sort_since={"name": "3.30", "display_name": "3.30"},
+    sort_since={"name": "3.30"},  # its older word was always good
     all_tenants="truthy",
     counted="3.45",
 )
