@@ -76,6 +76,9 @@ class Authenticator(Protocol):
         Method and path matter to credentials that are good for some calls only.
         """
 
+    def knows_project(self, context: Context, project_id: str, /) -> bool:
+        """Whether there is such a project, as far as can be told: True when it cannot."""
+
     @property
     def challenge(self) -> str:
         """Value of the `WWW-Authenticate` header that goes with a 401."""

@@ -208,6 +208,7 @@ class Edge:
             body=self._document(req),
             response_headers=trail.headers,
             client=req.env.get("REMOTE_ADDR", ""),
+            knows_project=self.authenticator.knows_project,
             old_version=req.env.get("lapilli.api_version", ""),
             options=self.options,
         )

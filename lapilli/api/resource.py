@@ -45,6 +45,7 @@ class Call:
     body: Any  # the decoded document, None without one
     response_headers: dict[str, str]
     client: str = ""  # the address that the request came from
+    knows_project: Callable[[Context, str], bool] = lambda _context, _project_id: True
     old_version: str = ""  # "v1" or "v2" for a call that was rewritten from one of these
     options: ApiOptions = field(default_factory=ApiOptions)
 

@@ -303,6 +303,15 @@ def test_a_token_of_a_domain_is_for_no_project(ask: Client, identity: Identity) 
     assert ask("GET", f"/v3/volumes/{volume}", boss).status_code == 200
 
 
+def test_a_default_type_is_for_a_project_that_keystone_knows(ask: Client, identity: Identity) -> None:
+    """The project is looked up in the caller's name."""
+    boss, wanted = identity.token("admin"), {"default_type": {"volume_type": "__DEFAULT__"}}
+    for project, status in ((identity.ids["two"], 200), (uuid.uuid4().hex, 404)):
+        path = f"/v3/default-types/{project}"
+        assert ask("PUT", path, boss, json=wanted).status_code == status
+        assert ask("DELETE", path, boss).status_code == (204 if status == 200 else 404)
+
+
 def test_headers_that_claim_an_identity_are_nothing(ask: Client, identity: Identity) -> None:
     volume = ask.volume()
     claims = {**SPOOFED, "X-Project-Id": identity.ids["one"], "X-Tenant-Id": identity.ids["one"]}

@@ -126,18 +126,20 @@ def test_a_project_has_its_own_default(api: Api) -> None:
 
 
 def test_a_default_must_exist_and_be_seen(api: Api) -> None:
-    refused(set_default(api, "somebody", fresh("missing")), 400)
+    refused(set_default(api, api.other_project_id, fresh("missing")), 400)
+    refused(set_default(api, "somebody", "__DEFAULT__"), 404)
     with a_type(api, public=False) as kind:
-        assert "private" in refused(set_default(api, "somebody", kind["id"]), 400)
+        assert "private" in refused(set_default(api, api.project_id, kind["id"]), 400)
 
 
 def test_default_types_came_with_3_62(api: Api) -> None:
     for version, status in (("3.61", 404), ("3.62", 200)):
         assert api.get(DEFAULTS, as_="admin", version=version).status_code == status
-        assert api.get(f"{DEFAULTS}/nobody", as_="admin", version=version).status_code == 404
-        answer = set_default(api, "nobody", "__DEFAULT__", version=version)
+        project = api.other_project_id
+        assert api.get(f"{DEFAULTS}/{project}", as_="admin", version=version).status_code == 404
+        answer = set_default(api, project, "__DEFAULT__", version=version)
         assert answer.status_code == status
-    good(api.delete(f"{DEFAULTS}/nobody", as_="admin", version="3.62"), 204)
+    good(api.delete(f"{DEFAULTS}/{project}", as_="admin", version="3.62"), 204)
 
 
 def test_default_types_are_for_administrators(api: Api) -> None:

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic as _now
 from typing import Any
+from urllib.parse import quote
 
-from keystoneauth1 import exceptions as identity_errors
+from keystoneauth1 import exceptions as identity_errors, session, token_endpoint
 from keystonemiddleware import auth_token
 from oslo_config import cfg
 from stevedore.exception import NoMatches
@@ -44,6 +45,7 @@ class KeystoneAuthenticator:
             self._middleware = auth_token.AuthProtocol(_accept, self._overrides(config))
             self.challenge = f'Keystone uri="{self._middleware.www_authenticate_uri}"'
         own = self._options[SECTION]
+        self._verify = False if own.insecure else own.cafile or True
         self._service_roles = frozenset(own.service_token_roles)
         self._cache = None if own.memcached_servers else Memory()
         # a look into the middleware's cache costs more than most calls do: it parses the token and all it
@@ -70,6 +72,21 @@ class KeystoneAuthenticator:
         if _is_for_all_calls(asked):
             self._callers.set(key, caller, min(self._remember, _lifetime(asked)))
         return caller
+
+    def knows_project(self, context: Context, project_id: str, /) -> bool:
+        """Ask Keystone in the caller's name. A project that the caller may not look at may well exist."""
+        if context.token is None:
+            return True
+        url = self._middleware.www_authenticate_uri.rstrip("/").removesuffix("/v3")
+        plugin = token_endpoint.Token(f"{url}/v3", context.token.reveal())
+        keystone = session.Session(auth=plugin, timeout=PATIENCE, verify=self._verify)
+        try:
+            keystone.get(f"/projects/{quote(project_id, safe='')}", endpoint_override=f"{url}/v3")
+        except identity_errors.NotFound:
+            return False
+        except identity_errors.ClientException as problem:
+            _log.warning("whether project %s exists cannot be told: %s", project_id, type(problem).__name__)
+        return True
 
     def _validated(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What the middleware makes of a request."""

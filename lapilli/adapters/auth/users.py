@@ -133,6 +133,11 @@ class BasicAuthenticator:
         project, roles = user.memberships[0]
         return Context(user_id=user.id, project_id=project.id, roles=roles)
 
+    def knows_project(self, _context: Context, project_id: str, /) -> bool:
+        """Whether a user of the file belongs to it."""
+        users = self._file.users().values()
+        return any(user.roles_in(project_id) is not None for user in users)
+
     def _verify(self, users: Mapping[str, Login], header: str) -> str:
         """The name of the user whose password a header holds."""
         name, password = _credentials(header)

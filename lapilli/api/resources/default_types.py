@@ -58,6 +58,8 @@ def show(call: Call, target: str) -> DefaultType:
 )
 def update(call: Call, target: str, wanted: dict[str, Any]) -> DefaultType:
     """Give a project a default type."""
+    if not call.knows_project(call.context, target):
+        raise NotFound.of("project", target)
     return flows.set_default(call.core, target, wanted["volume_type"])
 
 
