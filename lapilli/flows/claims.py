@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lapilli.flows.core import Core
 
 LEASE = timedelta(seconds=15)
+LOST = timedelta(seconds=5)
 FAR = timedelta(seconds=300)  # nothing is put off for that long: the clock was set back since
 MOST_TIMINGS = 60
 UNFINISHED = ("queued", "running", "reverting")
@@ -120,14 +121,14 @@ class Work:
             raise LeaseLost(f"Operation {self.operation.id} was taken over.")
 
     def progress(self, done: int, total: int) -> None:
-        """Tell how many bytes are done: a sign of life. Written at most once a second."""
+        """Tell how many bytes are done: a sign of life. Written at most once a second, and at the end."""
         moment = time.monotonic()
         if done != self._seen:
             self.due = moment + self.patience
         if done < self._seen or total != self._phase[2]:
             self._phase = (moment, done, total)
         self._seen = done
-        if moment - self._told < 1:
+        if moment - self._told < 1 and done < total:
             return
         self._told = moment
         began, before, _ = self._phase
@@ -310,7 +311,9 @@ class Claims:
 
     def _is_over(self, row: Any) -> bool:
         key = row.id, row.claim
-        return key not in self._running and self._leases.seconds(key) >= LEASE.total_seconds()
+        # of our own what nobody works on: a claim that the database has taken, and could not say so any more
+        needed = LOST if row.owner == self.owner else LEASE
+        return key not in self._running and self._leases.seconds(key) >= needed.total_seconds()
 
     def lane_is_busy(self, lane: str) -> bool:
         """Whether an operation of the lane has not ended."""
