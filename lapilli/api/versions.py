@@ -96,7 +96,7 @@ _ROWS = (
     Microversion(68, "reimage", "A volume can be written anew from an image."),
     Microversion(69, "shared-targets-null", "shared_targets may be null."),
     Microversion(70, "encrypted-transfer", "Encrypted volumes can be transferred."),
-    Microversion(71, "extend-completion", "The compute service ends an extend that it was told of.", "later"),
+    Microversion(71, "extend-completion", "The compute service ends an extend that it was told of."),
 )
 TABLE: dict[int, Microversion] = {row.minor: row for row in _ROWS}
 MAXIMUM = max(TABLE)

@@ -7,6 +7,7 @@ from typing import Any
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
 from lapilli.api.fields import (
     BOOL,
+    NULLABLE_BOOL,
     NULLABLE_OBJECT,
     NULLABLE_UUID,
     OBJECT,
@@ -176,6 +177,20 @@ def extend_in_use(call: Call, volume_id: str, wanted: dict[str, Any]) -> None:
     if volume.status == "in-use":
         call.enforce(_EXTEND_ATTACHED)
     volumes.extend(call.core, call.context, volume, wanted["new_size"], allow_in_use=True)
+
+
+@route.action(
+    _PATH,
+    "os-extend_volume_completion",
+    rule=rule("volume_extension:volume_admin_actions:extend_volume_completion", ADMIN),
+    status=202,
+    since="3.71",
+    accepts=body(None, error=NULLABLE_BOOL),
+)
+def complete_extend(call: Call, volume_id: str, _wanted: dict[str, Any]) -> None:
+    """End an extend that waits for the compute service: no back end here leaves one waiting."""
+    volume = _volume(call, volume_id)
+    raise InvalidInput(f"Volume {volume.id} has no extend that waits for the compute service.")
 
 
 @route.action(
