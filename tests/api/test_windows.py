@@ -300,7 +300,9 @@ def _snapshot_that_an_image_stands_for(world: World, version: str) -> bool:
         "size": 0,
         "properties": {"block_device_mapping": json.dumps(mapping)},
     }
-    (world.api.service.state_dir / "images" / f"{image}.json").write_text(json.dumps(record))
+    images = world.api.service.state_dir / "images"
+    images.mkdir(exist_ok=True)
+    (images / f"{image}.json").write_text(json.dumps(record))
     answer = world.api.post("/v3/volumes", {"volume": {"size": 1, "imageRef": image}}, version=version)
     return answer.status_code == 404 and NOBODY in answer.text
 
