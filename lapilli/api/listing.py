@@ -112,6 +112,7 @@ class Listing(Generic[R]):
         sort_since: Mapping[str, str],
         handled: Iterable[str],
         hidden: Iterable[str],
+        private: Iterable[str],
         all_tenants: str,
         project: str | None,
         counted: str | None,
@@ -125,6 +126,7 @@ class Listing(Generic[R]):
         self.links_key = links
         self.aliases = dict(aliases)
         self.handled = frozenset(handled)
+        self.private = frozenset(private)
         self.all_tenants = all_tenants
         self.project = project
         self.counted = minor(counted, MAX_INT) if counted else MAX_INT
@@ -215,6 +217,8 @@ class Listing(Generic[R]):
     def _sort_column(self, call: Call, key: str) -> str:
         column = self.aliases.get(key, key)
         known = column in self.columns and (key in self.sort_keys or column in self.sort_keys)
+        if column in self.private and not call.context.is_admin:
+            known = False
         if not known or call.version < self.sort_since.get(key, 0):
             raise InvalidInput(f"Sort key {key!r} is not known.")
         return column
@@ -307,6 +311,7 @@ def listing(
     sort_since: Mapping[str, str] | None = None,
     handled: Iterable[str] = (),
     hidden: Iterable[str] = (),
+    private: Iterable[str] = (),
     all_tenants: str = "present",
     project: str | None = "project_id",
     counted: str | None = None,
@@ -323,6 +328,7 @@ def listing(
     aliases      other word -> column, for filters and sorting
     sort_keys    words that may be sorted by (default: every plain column); `sort_since` gates some
     handled      filter keys that the handler reads itself; `hidden`: columns that are no filters
+    private      columns that only administrators may sort by, as nobody else is shown them
     all_tenants  how an administrator asks for all projects: "bool", "truthy", "present", or "admin" (always)
     project      the column that scopes the list, None for records without project
     counted      microversion from which `with_count` works
@@ -342,6 +348,7 @@ def listing(
         sort_since=sort_since or {},
         handled=handled,
         hidden=hidden,
+        private=private,
         all_tenants=all_tenants,
         project=project,
         counted=counted,

@@ -378,7 +378,7 @@ def _cascade(connection: sa.Connection, context: Context, volume: Volume) -> Non
     row = transition("snapshot", "delete")
     for snapshot in records.all_of(connection, Snapshot, _snapshot.volume_id == volume.id):
         if not context.is_admin and snapshot.project_id != context.project_id:
-            raise InvalidState(f"Invalid volume: snapshot {snapshot.id} belongs to another project.")
+            raise InvalidState("Invalid volume: it has snapshots of another project.")
         records.enter(
             connection, row, snapshot.id, (_snapshot.group_snapshot_id.is_(None), "it is of a group")
         )

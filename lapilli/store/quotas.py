@@ -20,6 +20,7 @@ _classes = tables.quota_class_limits.c
 _usages = tables.quota_usages.c
 
 
+PER_TYPE = ("volumes", "gigabytes", "snapshots")
 _TYPE_NAMES = sa.select(tables.volume_types.c.name)
 
 
@@ -64,7 +65,7 @@ def class_limits(connection: sa.Connection, options: QuotaOptions, name: str) ->
     """A quota class's limits; `default` is what every project has unless told otherwise."""
     limits = options.defaults()
     for (type_name,) in connection.execute(_TYPE_NAMES):
-        limits |= {f"{kind}_{type_name}": -1 for kind in ("volumes", "gigabytes", "snapshots")}
+        limits |= {f"{kind}_{type_name}": -1 for kind in PER_TYPE}
     limits |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": "default"})}
     if name != "default":
         limits |= {row[0]: row[1] for row in connection.execute(_select_class(), {"name": name})}

@@ -23,6 +23,11 @@ def visible_to(project_id: str) -> sa.ColumnElement[bool]:
     return sa.or_(_types.is_public.is_(True), _types.id.in_(granted))
 
 
+def hidden_from(connection: sa.Connection, project_id: str) -> list[str]:
+    """Names of the types that a project may not see."""
+    return list(connection.execute(sa.select(_types.name).where(~visible_to(project_id))).scalars())
+
+
 def is_public(wanted: bool) -> sa.ColumnElement[bool]:
     """Condition: the type is public, or is private."""
     return _types.is_public.is_(wanted)

@@ -56,6 +56,7 @@ LIST = listing(
     resource="attachment",
     links=None,
     filters=(nothing("status"),),
+    private=("attached_host",),
     all_tenants="present",
 )
 _QUERY = ("all_tenants", "limit", "marker", "offset", "sort", "volume_id", "instance_id", "attach_status")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import sqlalchemy as sa
+
 from lapilli.api.access import ADMIN, READER, Rule, rule
 from lapilli.api.fields import MAX_INT, Body, body
 from lapilli.api.listing import flag_param
@@ -12,7 +14,7 @@ from lapilli.api.resource import Call, Routes
 from lapilli.domain.quotas import Usage
 from lapilli.errors import Forbidden
 from lapilli.flows import quotas as flows
-from lapilli.store import quotas as store
+from lapilli.store import quotas as store, volume_types as types
 
 route = Routes()
 
@@ -44,7 +46,7 @@ def show(call: Call, target: str) -> dict[str, Any]:
     _own(call, target, SHOW)
     told: dict[str, Any]
     with call.core.store.read() as connection:
-        limits = store.limits(connection, call.core.quota, target)
+        limits = _seen(call, connection, target, store.limits(connection, call.core.quota, target))
         told = dict(limits)
         if flag_param(call, "usage"):
             held = store.usages(connection, target)
@@ -56,7 +58,9 @@ def show(call: Call, target: str) -> dict[str, Any]:
 def defaults(call: Call, target: str) -> dict[str, Any]:
     """Show the limits of a project that has none of its own."""
     _own(call, target, SHOW)
-    return {"quota_set": {**_class(call, "default"), "id": target}}
+    with call.core.store.read() as connection:
+        limits = store.class_limits(connection, call.core.quota, "default")
+        return {"quota_set": {**_seen(call, connection, target, limits), "id": target}}
 
 
 @route.put(
@@ -141,6 +145,14 @@ def _own(call: Call, target: str, wanted: Rule) -> None:
     """Raises `Forbidden` for another project's quota, save for an administrator."""
     if target != call.context.project_id and not call.context.is_admin:
         raise Forbidden(wanted.name)
+
+
+def _seen(call: Call, connection: sa.Connection, target: str, limits: Mapping[str, int]) -> Mapping[str, int]:
+    """Limits by type name the type: one that the project may not see is told to administrators only."""
+    if call.context.is_admin:
+        return limits
+    hidden = {f"{kind}_{name}" for name in types.hidden_from(connection, target) for kind in store.PER_TYPE}
+    return {name: limit for name, limit in limits.items() if name not in hidden}
 
 
 def _class(call: Call, name: str) -> dict[str, int]:

@@ -58,6 +58,7 @@ LIST = listing(
     ),
     aliases={"display_name": "name", "display_description": "description"},
     hidden=("name_id",),
+    private=("host", "provider_id", "cluster_name"),
     all_tenants="bool",
     counted="3.45",
 )
