@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 
 from lapilli.config import Config, ServiceOptions
@@ -54,14 +55,16 @@ class Contact:
 _log = logging.getLogger("lapilli.service")
 
 
+SETTLING = 10.0  # seconds that processes have to notice that the clock was set
+
+
 class Clock:
     """Notes when the clock of this machine is set: times that were written before are then worth nothing."""
 
     def __init__(self) -> None:
         self.times_set = 0
         self._offset = time.time() - time.monotonic()
-        self._settled = time.monotonic()
-        self.settled_at = records.now()  # the start of this process, or when the clock was last set
+        self._last = -math.inf
 
     def look(self) -> int:
         """How often it was set, by more than a second, since this process began."""
@@ -70,13 +73,13 @@ class Clock:
         if abs(step) > 1:
             _log.warning("the clock was set by %+.0f s", step)
             self.times_set += 1
-            self._settled, self.settled_at = time.monotonic(), records.now()
+            self._last = time.monotonic()
         return self.times_set
 
-    def settled(self) -> float:
-        """For how many seconds it has not been set."""
+    def was_set(self) -> bool:
+        """Whether it was, so lately that some may not have noticed yet."""
         self.look()
-        return time.monotonic() - self._settled
+        return time.monotonic() - self._last < SETTLING
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,14 @@ class Core:
     images: ImageSource
     converter: Converter
     identity: Identity | None = None  # the service's own users, where they are in force
+    started: float = field(default_factory=time.monotonic)
+    started_at: datetime = field(default_factory=records.now)
     clock: Clock = field(default_factory=Clock)
 
     @property
     def just_started(self) -> bool:
-        """Whether back ends may still be about to report, for the first time or by a clock that was set."""
-        return self.clock.settled() < self.scheduler.scheduler_driver_init_wait_time
+        """Whether back ends may still be about to report for the first time."""
+        return time.monotonic() - self.started < self.scheduler.scheduler_driver_init_wait_time
 
     @cached_property
     def service(self) -> ServiceOptions:

@@ -140,8 +140,8 @@ def _claim_capacity(guarded: bool) -> sa.Update:
 
 
 def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> bool:
-    """Whether the service has just started, or the clock was set, and the pool has not reported since."""
-    asked = [_pool.reported_at >= work.core.clock.settled_at]
+    """Whether the service has only just started, and that pool (None: any) has not reported since."""
+    asked = [_pool.reported_at >= work.core.started_at]
     if pool is not None:
         asked.append(_pool.name == pool)
     return work.core.just_started and records.count(connection, Pool, asked) == 0
@@ -166,8 +166,9 @@ def place(
                 return best
     except NoValidBackend as refused:
         absent = left_out(connection, work.core.service.service_down_time)
-        if work.core.contact.was_lost and any(each.reason == DOWN for each in absent):
-            raise Postponed(0.5) from None  # their heartbeats may not have come through either
+        unsure = work.core.contact.was_lost or work.core.clock.was_set()
+        if unsure and any(each.reason == DOWN for each in absent):
+            raise Postponed(0.5) from None  # their heartbeats may not have come through, or by the old time
         reasons = [*refused.reasons, *(str(each) for each in absent)]
         if request.pool:  # that the others are other pools explains nothing
             reasons = [each for each in reasons if each.startswith(f"{request.pool}: ")] or reasons
