@@ -162,10 +162,14 @@ def _run_roles(config: Config, names: tuple[str, ...]) -> None:
 
     told = embedded.listen_for_stop()
     core = compose.make_core(config)
-    roles = compose.make_roles(core, names)
+    roles, relay = compose.make_roles(core, names), compose.make_relay(core)
     for role in roles:
         role.start()
+    if relay is not None:
+        relay.start()
     told.wait()
+    if relay is not None:
+        relay.stop()
     service.leave_nothing_running(roles, core.service.graceful_shutdown_timeout)
     core.journal.bus.close()
 

@@ -37,12 +37,14 @@ from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create
 from lapilli.flows.journal import Journal
+from lapilli.flows.notices import Notices
 from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
 from lapilli.flows.volumes import VolumeRequest
 from lapilli.ports.bus import Bus
 from lapilli.ports.driver import Driver, OwnFunctions
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
+from lapilli.runtime.relay import Relay
 from lapilli.runtime.service import RoleService, WorkerOptions
 from lapilli.store import schema
 from lapilli.store.session import DatabaseOptions, Store, postgres_lifeline
@@ -111,11 +113,34 @@ class ImageOptions:
     image_directory: str | None = option(None, "Directory of the images; default: in the state directory.")
 
 
+@dataclass(frozen=True)
+class MessagingOptions:
+    """Where the broker is, for all that goes over oslo.messaging."""
+
+    transport_url: str | None = option(
+        None, "Where the message broker is: rabbit://USER:PASSWORD@HOST:PORT/", secret=True
+    )
+    control_exchange: str = option("openstack", "Exchange that notifications are published to.")
+
+
+@dataclass(frozen=True)
+class NotificationOptions:
+    """Section [oslo_messaging_notifications]: whether and where other programs are told of changes."""
+
+    driver: list[str] = option([], "messagingv2, or messaging for the envelope of old; none: nobody is told.")
+    topics: list[str] = option(["notifications"], "Topics; the priority is added: notifications.info.")
+    transport_url: str | None = option(
+        None, "As transport_url of [DEFAULT], for notifications only.", secret=True
+    )
+
+
 _SECTIONS: tuple[tuple[type, str], ...] = (
     *((each, "DEFAULT") for each in (ServiceOptions, WorkerOptions, AuthOptions, ImageOptions)),
     *((each, "DEFAULT") for each in (ApiOptions, VolumeOptions, TypeOptions, QuotaOptions)),
     *((each, "DEFAULT") for each in (placement.SchedulerOptions, FunctionOptions)),
     (GlanceOptions, "DEFAULT"),
+    (MessagingOptions, "DEFAULT"),
+    (NotificationOptions, "oslo_messaging_notifications"),
     (ServiceUserOptions, "service_user"),
     (DatabaseOptions, "database"),
     (BasicOptions, "http_basic"),
@@ -249,7 +274,8 @@ def make_core(config: Config) -> Core:
     store = make_store(config)
     bus = make_bus(config, store)
     convert = importlib.import_module("lapilli.adapters.images.convert")
-    journal = Journal(store, bus, deadlines(config.read(VolumeOptions).operation_deadlines))
+    told = Notices(host_of(config)) if notification_drivers(config) else None
+    journal = Journal(store, bus, deadlines(config.read(VolumeOptions).operation_deadlines), told)
     core = Core(config, store, journal, make_images(config), cast(Converter, convert), make_identity(config))
     volume_types.ensure_default(core)
     return core
@@ -348,7 +374,13 @@ def make_backends(config: Config) -> list[Backend]:
 
 def _check_backends(config: Config, names: Sequence[str]) -> None:
     """Raises `ConfigError` for a name given twice, or without a section (the default one needs no file)."""
-    others = {"DEFAULT", "backend_defaults", "keystone_authtoken", *(section for _, section in _SECTIONS)}
+    others = {
+        "DEFAULT",
+        "backend_defaults",
+        "keystone_authtoken",
+        "oslo_messaging_rabbit",
+        *(section for _, section in _SECTIONS),
+    }
     known = {*ServiceOptions().enabled_backends, *config.sections()} - others
     for name in names:
         if name not in known:
@@ -430,6 +462,41 @@ def _adapter(kind: str, config: Config, section: str, name: str, option_name: st
     options = config.read(getattr(module, options_name), section, fallback="backend_defaults")
     made: object = getattr(module, class_name)(options, name=section, state_dir=config.state_dir)
     return made
+
+
+def notification_drivers(config: Config) -> list[str]:
+    """How other programs are told of changes; nothing for not at all. Raises `ConfigError`."""
+    named = config.read(NotificationOptions, "oslo_messaging_notifications").driver
+    for name in named:
+        if name not in ("messagingv2", "messaging", "noop"):
+            raise ConfigError(
+                f"[oslo_messaging_notifications] driver = {name!r}: messagingv2, messaging or noop expected."
+            )
+    return [name for name in named if name != "noop"]
+
+
+def make_relay(core: Core) -> Relay | None:
+    """What sends notices, where any are written. Raises `ConfigError`."""
+    drivers = notification_drivers(core.config)
+    if not drivers:
+        return None
+    try:
+        from lapilli.adapters.notifiers.messaging import MessagingNotifier  # noqa: PLC0415 - an extra; heavy
+    except ImportError as problem:
+        raise ConfigError(
+            f"[oslo_messaging_notifications] driver: {problem.name} is missing; install the extra "
+            "`messaging`."
+        ) from problem
+    options = core.config.read(NotificationOptions, "oslo_messaging_notifications")
+    broker = core.config.read(MessagingOptions)
+    notifier = MessagingNotifier(
+        core.config,
+        options.transport_url or broker.transport_url,
+        drivers=drivers,
+        exchange=broker.control_exchange,
+        topics=options.topics,
+    )
+    return Relay(core, notifier)
 
 
 def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Protocol
 
 import msgspec
@@ -55,6 +56,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def is_admin(self) -> bool:
         """Upstream's `context_is_admin`: the role admin, unless a policy file says otherwise."""
         return "admin" in self.roles if self.admin is None else self.admin
+
+
+# who asks for what this thread is doing, once that is known
+CALLER: ContextVar[Context | None] = ContextVar("caller", default=None)
 
 
 class ReadyAnswer(Exception):

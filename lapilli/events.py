@@ -19,7 +19,15 @@ Sink = Callable[[str, dict[str, Any]], None]
 _log = logging.getLogger("lapilli.events")
 _sinks: list[Sink] = []
 _local = threading.local()
-_LIBRARIES = ("keystonemiddleware", "keystoneauth", "keystoneclient", "oslo_policy")
+_LIBRARIES = (
+    "amqp",
+    "oslo.messaging",
+    "oslo_messaging",
+    "keystonemiddleware",
+    "keystoneauth",
+    "keystoneclient",
+    "oslo_policy",
+)
 
 # What is counted and timed: (family, label values..., seconds). Appending is atomic and costs next to
 # nothing; `store/metrics.py` adds it up a little later. When nobody does, the oldest are forgotten.

@@ -88,6 +88,8 @@ _SECTIONS = {
     "SchedulerOptions": "DEFAULT",
     "WorkerOptions": "DEFAULT",
     "GlanceOptions": "DEFAULT",
+    "MessagingOptions": "DEFAULT",
+    "NotificationOptions": "oslo_messaging_notifications",
     "ServiceUserOptions": "service_user",
     "DatabaseOptions": "database",
     "BasicOptions": "http_basic",

@@ -25,7 +25,7 @@ from lapilli.api.listing import configured_filters
 from lapilli.api.options import ApiOptions, BodyOptions
 from lapilli.api.resource import Call, Endpoint, Route, Tree, scan
 from lapilli.api.rules import Policy
-from lapilli.context import Authenticator, Context, ReadyAnswer, global_request_id, new_request_id
+from lapilli.context import CALLER, Authenticator, Context, ReadyAnswer, global_request_id, new_request_id
 from lapilli.errors import (
     BodyTooLarge,
     Forbidden,
@@ -188,6 +188,7 @@ class Edge:
             request_id=trail.request_id,
             global_request_id=global_request_id(headers.get("X-OPENSTACK-REQUEST-ID")),
         )
+        CALLER.set(context)
         if path == "/v3/":
             return self._version_document(req)
         endpoint, values, inner, project = self._find(root, path, req.method, context)

@@ -10,12 +10,13 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from lapilli.domain.model import Pool, Service
 from lapilli.flows import log_levels
 from lapilli.flows.core import Core
-from lapilli.store import metrics, quotas, records
+from lapilli.store import metrics, outbox, quotas, records
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -73,7 +74,15 @@ def _families(core: Core) -> list[Metric]:
         unfinished = metrics.queue(connection)
         defaults = quotas.class_limits(connection, core.quota, "default")
         held = metrics.quota(connection, defaults)
-    return [*_counted(totals), *_queue(unfinished), *_services(core, services), *_pools(pools), *_quota(held)]
+        notices = outbox.waiting(connection)
+    return [
+        *_counted(totals),
+        *_queue(unfinished),
+        *_services(core, services),
+        *_pools(pools),
+        *_quota(held),
+        *_notices(*notices),
+    ]
 
 
 def _counted(totals: metrics.Totals) -> Iterator[Metric]:
@@ -139,6 +148,14 @@ def _queue(unfinished: list[Any]) -> Iterator[Metric]:
     yield _gauge(name, "Age of the oldest operation that waits to be claimed.", ("role",), told)
     late = float(sum(row[4] or 0 for row in unfinished))
     yield _gauge("lapilli_operations_past_deadline", "Operations past their deadline now.", (), [([], late)])
+
+
+def _notices(waiting: int, since: datetime | None) -> Iterator[Metric]:
+    told = "Notifications that no broker has confirmed yet."
+    yield _gauge("lapilli_notifications_waiting", told, (), [([], float(waiting))])
+    age = 0.0 if since is None else max(0.0, (records.now() - since).total_seconds())
+    name = "lapilli_notification_oldest_waiting_seconds"
+    yield _gauge(name, "Age of the oldest notification that waits.", (), [([], age)])
 
 
 def _services(core: Core, services: list[Service]) -> Iterator[Metric]:

@@ -94,6 +94,8 @@ def attach(
         attached_mode = fresh.admin_metadata.get("attached_mode")
         if fresh.status == "attaching" and attached_mode is not None and attached_mode != mode:
             raise InvalidState(f"Invalid volume: it is being attached with mode {attached_mode}.")
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "attach.start")
         moment = records.now()
         records.insert(
             connection,
@@ -113,6 +115,8 @@ def attach(
         marked = {**fresh.admin_metadata, "attached_mode": mode}
         row = transition("volume", "attach")
         records.enter(connection, row, volume.id, attach_status="attached", admin_metadata=marked)
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "attach.end")
     events.emit("volume.attach.end", resource_id=volume.id, project_id=volume.project_id)
 
 
@@ -286,6 +290,8 @@ def complete(core: Core, context: Context, attachment: Attachment) -> None:
             attach_status=attach_status,
             admin_metadata=marked,
         )
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "attach.end")
     events.emit("volume.attach.end", resource_id=volume.id, project_id=volume.project_id)
 
 
@@ -305,10 +311,14 @@ def _withdraw(core: Core, context: Context, volume: Volume, attachment_id: str |
         records.find(connection, Volume, volume.id, lock="update")
         connected = any(each.holder == attachment_id for each in holders(connection, volume.id))
         if not connected:
+            if core.notices is not None:
+                core.notices.volume(connection, volume.id, "detach.start")
             gone = attachment_id is not None and records.delete(connection, Attachment, attachment_id)
             # where nothing was attached, nothing follows: a volume in error has no storage to be available
             if gone or records.get(connection, Volume, volume.id).status in FOLLOWING:
                 recompute(connection, volume.id)
+            if core.notices is not None:
+                core.notices.volume(connection, volume.id, "detach.end")
     if connected and attachment_id is not None:
         _disconnect(core, context, volume, [attachment_id], attachment_id)
     events.emit("volume.detach.end", resource_id=volume.id, project_id=volume.project_id)

@@ -51,6 +51,7 @@ class Work:
     results: dict[str, Any] = field(default_factory=dict)
     next_host: str | None = None
     reschedule: bool = False
+    told: dict[str, Any] | None = None  # what will be told of a resource that is about to go
     waiting: str | None = None  # topic of whoever may go on in the lane that this operation has left
     timings: list[list[Any]] = field(default_factory=list)
     patience: float = DEADLINE  # seconds without progress after which its task hangs

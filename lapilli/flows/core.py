@@ -18,6 +18,7 @@ from lapilli.domain.placement import SchedulerOptions
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.flows.definitions import Postponed
 from lapilli.flows.journal import Journal
+from lapilli.flows.notices import Notices
 from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
 from lapilli.flows.scheduling import Pools
 from lapilli.ports.identity import Identity
@@ -140,6 +141,11 @@ class Core:
     def scheduler(self) -> SchedulerOptions:
         """How pools are chosen."""
         return self.config.read(SchedulerOptions)
+
+    @property
+    def notices(self) -> Notices | None:
+        """Where other programs are told of changes; None where they are not."""
+        return self.journal.notices
 
     @property
     def own_images(self) -> OwnImages | None:

@@ -35,6 +35,7 @@ from lapilli.errors import (
 from lapilli.flows.claims import HELD, MOST_TIMINGS, UNFINISHED_WORDS, Claims, Work
 from lapilli.flows.definitions import KINDS, Backend, Postponed, RecordTask, Task
 from lapilli.flows.hangs import whereabouts
+from lapilli.flows.notices import Notices
 from lapilli.ports.bus import Bus, Subscription
 from lapilli.store import records, tables
 from lapilli.store.session import Store
@@ -51,10 +52,17 @@ _op = tables.operations.c
 class Journal(Claims):
     """Submits, runs and ends operations."""
 
-    def __init__(self, store: Store, bus: Bus, seconds: Mapping[str, float] | None = None) -> None:
-        """`seconds` are the deadlines by kind; default: as declared."""
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        seconds: Mapping[str, float] | None = None,
+        notices: Notices | None = None,
+    ) -> None:
+        """`seconds` are the deadlines by kind; default: as declared. `notices`: where others are told."""
         super().__init__(store, seconds)
         self.bus = bus
+        self.notices = notices
 
     # --- the submitting side ---
 
@@ -92,6 +100,8 @@ class Journal(Claims):
             created_at=records.now(),
         )
         records.insert(connection, row)
+        if self.notices is not None:
+            self.notices.begun(connection, row)
         return row
 
     def announce(self, row: Operation) -> None:
@@ -188,7 +198,7 @@ class Journal(Claims):
                 if isinstance(task, RecordTask):
                     task.unrecord(work, connection)
             definition.failed(work, connection, _error_of(row))
-            self._finish(work, connection, "failed")
+            self._finish(work, connection, "failed", _error_of(row))
             row = records.get(connection, Operation, identifier)
         self._tell(work, "error", reason="abandoned")
         return row
@@ -314,6 +324,8 @@ class Journal(Claims):
         try:
             with self.store.write() as connection:
                 work.hold(connection)
+                if self.notices is not None:
+                    work.told = self.notices.before(connection, work.operation)
                 while step < len(tasks) and isinstance(task := tasks[step], RecordTask):
                     work.task, work.began, work.clock = task, records.now(), time.monotonic()
                     task.record(work, connection)
@@ -351,9 +363,12 @@ class Journal(Claims):
         else:
             self._finish(work, connection, "done")
 
-    @staticmethod
-    def _finish(work: Work, connection: sa.Connection, state: str) -> None:
+    def _finish(
+        self, work: Work, connection: sa.Connection, state: str, error: Exception | None = None
+    ) -> None:
         ended = records.now()
+        if self.notices is not None:
+            self.notices.ended(connection, work.operation, work.told, error)
         asked = {"lane": work.operation.lane, "op": work.operation.id}
         following = connection.execute(_lane_waits(), asked).first()
         work.waiting = topic(following.role, following.host) if following else None
@@ -412,7 +427,7 @@ class Journal(Claims):
             _log.exception("giving up operation %s: its resource stays as it is", work.operation.id)
             work.reschedule = False
             with self.store.write() as connection:
-                self._finish(work, connection, "failed")
+                self._finish(work, connection, "failed", error)
         if work.reschedule:
             row = work.operation
             _log.warning(
@@ -442,7 +457,7 @@ class Journal(Claims):
             work.fence(connection)
             KINDS[work.operation.kind].failed(work, connection, error)
             if not work.reschedule:
-                self._finish(work, connection, "failed")
+                self._finish(work, connection, "failed", error)
                 return
             work.fence(
                 connection,

@@ -165,6 +165,8 @@ def unmanage(core: Core, context: Context, volume: Volume) -> None:
         records.enter(connection, UNMANAGE, volume.id, *guards)
         fresh = records.get(connection, Volume, volume.id)
         if fresh.host is None:
+            if core.notices is not None:
+                core.notices.volume(connection, fresh.id, "unmanage.start", "unmanage.end", gone=True)
             records.leave(connection, UNMANAGE, volume.id, "done")
             forget_volume(core.quota, connection, fresh)
             return
@@ -234,6 +236,8 @@ def unmanage_snapshot(core: Core, context: Context, snapshot: Snapshot) -> None:
         not_frozen(connection, volume.host if volume else None)
         records.enter(connection, UNMANAGE_SNAPSHOT, snapshot.id, alone)
         if volume is None or volume.host is None:
+            if core.notices is not None:
+                core.notices.snapshot(connection, snapshot.id, "delete.start", "delete.end", gone=True)
             forget_snapshot(core.quota, connection, records.get(connection, Snapshot, snapshot.id))
             return
         row = core.journal.submit(

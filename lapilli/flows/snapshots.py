@@ -108,6 +108,8 @@ def delete(core: Core, context: Context, snapshot: Snapshot, *, force: bool = Fa
         not_frozen(connection, volume.host if volume else None)
         records.enter(connection, row, snapshot.id, alone)
         if volume is None or volume.host is None:
+            if core.notices is not None:
+                core.notices.snapshot(connection, snapshot.id, "delete.start", "delete.end", gone=True)
             forget_snapshot(core.quota, connection, records.get(connection, Snapshot, snapshot.id))
             return
         submitted = core.journal.submit(
@@ -221,8 +223,12 @@ operation(
 def update(core: Core, snapshot: Snapshot, changes: dict[str, Any]) -> Snapshot:
     """Change name or description; returns the snapshot as it is then."""
     with core.store.write(durable=True) as connection:
-        records.get(connection, Snapshot, snapshot.id)
+        records.get(connection, Snapshot, snapshot.id, lock="update")
+        if core.notices is not None:
+            core.notices.snapshot(connection, snapshot.id, "update.start")
         records.update(connection, Snapshot, snapshot.id, **changes)
+        if core.notices is not None:
+            core.notices.snapshot(connection, snapshot.id, "update.end")
         return records.get(connection, Snapshot, snapshot.id)
 
 
@@ -260,8 +266,12 @@ def reset_status(core: Core, context: Context, snapshot: Snapshot, status: str) 
     if status not in states.SNAPSHOT_STATUSES:
         raise InvalidInput(f"{status!r} is not a status of a snapshot.")
     with core.store.write(durable=True) as connection:
-        records.get(connection, Snapshot, snapshot.id)
+        records.get(connection, Snapshot, snapshot.id, lock="update")
+        if core.notices is not None:
+            core.notices.snapshot(connection, snapshot.id, "reset_status.start")
         records.update(connection, Snapshot, snapshot.id, status=status)
+        if core.notices is not None:
+            core.notices.snapshot(connection, snapshot.id, "reset_status.end")
     events.emit("snapshot.reset_status.end", resource_id=snapshot.id, project_id=snapshot.project_id)
 
 

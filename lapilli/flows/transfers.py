@@ -69,10 +69,14 @@ def create(
     )
     with core.store.write(durable=True) as connection:
         records.get(connection, Volume, volume.id, project_id=volume.project_id, lock="update")
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "transfer.create.start")
         records.enter(connection, OFFER, volume.id, NOT_MIGRATING, NOT_CONNECTED, IDLE)
         if not no_snapshots:
             _along(connection, volume)
         records.insert(connection, made)
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "transfer.create.end")
     _tell(OFFER.event, made)
     return Offer(made, key)
 
@@ -114,11 +118,15 @@ def delete(core: Core, transfer: Transfer) -> None:
     """Take an offer back. Raises `NotFound`."""
     with core.store.write(durable=True) as connection:
         volume = records.find(connection, Volume, transfer.volume_id, lock="update")
+        if core.notices is not None:
+            core.notices.volume(connection, transfer.volume_id, "transfer.delete.start")
         if not records.delete(connection, Transfer, transfer.id):
             raise NotFound.of("transfer", transfer.id)
         # an administrator may have reset it: then its status has nothing to do with the offer any more
         if volume is not None and volume.status == OFFER.done:
             records.enter(connection, CANCEL, volume.id)
+        if core.notices is not None:
+            core.notices.volume(connection, transfer.volume_id, "transfer.delete.end")
     _tell(CANCEL.event, transfer)
 
 
@@ -134,6 +142,8 @@ def accept(core: Core, context: Context, transfer: Transfer, key: str) -> None:
         if not hmac.compare_digest(_hash(present.salt, key), present.key_hash):
             raise InvalidInput(f"Attempt to transfer {transfer.id} with an invalid auth key.")
         owner = {"project_id": context.project_id, "user_id": context.user_id}
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "transfer.accept.start")
         records.enter(connection, ACCEPT, volume.id, NOT_IN_GROUP, NOT_CONNECTED, IDLE, **owner)
         moved = [] if present.no_snapshots else _along(connection, volume)
         for each in moved:
@@ -141,6 +151,8 @@ def accept(core: Core, context: Context, transfer: Transfer, key: str) -> None:
         if context.project_id != volume.project_id:
             _move_quota(core, connection, volume, moved, context.project_id)
         records.delete(connection, Transfer, transfer.id)
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "transfer.accept.end")
     _tell(ACCEPT.event, transfer, destination_project_id=context.project_id)
 
 

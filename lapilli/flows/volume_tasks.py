@@ -268,6 +268,11 @@ class DeleteVolume(Task):
             for snapshot in doomed:
                 remove_snapshot(work.storage.driver, snapshot_reference(snapshot, volume.host or ""))
                 with work.transaction() as connection:
+                    if work.core.notices is not None:
+                        asked = work.operation
+                        work.core.notices.snapshot(
+                            connection, snapshot.id, "delete.end", asked=asked, gone=True
+                        )
                     forget_snapshot(work.core.quota, connection, snapshot)
         remove(work.storage.driver, reference(volume))
 

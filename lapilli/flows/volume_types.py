@@ -13,6 +13,7 @@ from lapilli.context import Context
 from lapilli.domain.model import DefaultType, VolumeType
 from lapilli.errors import ConfigError, Conflict, InvalidInput, NotFound
 from lapilli.flows.core import Core
+from lapilli.flows.notices import refusals_told
 from lapilli.flows.options import BUILT_IN, TypeOptions
 from lapilli.store import limits, records, volume_types as store
 from lapilli.store.session import rerun_when_contended
@@ -66,6 +67,7 @@ def get(connection: sa.Connection, context: Context, identifier: str) -> VolumeT
     return found
 
 
+@refusals_told("volumeType", "volume_type.create")
 def create(
     core: Core,
     *,
@@ -80,12 +82,15 @@ def create(
     try:
         with core.store.write(durable=True) as connection:
             records.insert(connection, made)
+            if core.notices is not None:
+                core.notices.volume_type(connection, "volume_type.create", made)
     except sa.exc.IntegrityError:
         raise _taken(name) from None
     events.emit("volume_type.create", volume_type_id=made.id, type_name=name)
     return made
 
 
+@refusals_told("volumeType", "volume_type.update")
 @rerun_when_contended
 def update(core: Core, volume_type: VolumeType, changes: dict[str, Any]) -> VolumeType:
     """Change name, description or is_public; per-type quotas follow the name."""
@@ -101,12 +106,15 @@ def update(core: Core, volume_type: VolumeType, changes: dict[str, Any]) -> Volu
             if name != before.name:
                 limits.rename_type(connection, before.name, name)
             after = records.get(connection, VolumeType, before.id)
+            if core.notices is not None:
+                core.notices.volume_type(connection, "volume_type.update", after)
     except sa.exc.IntegrityError:
         raise _taken(name) from None
     events.emit("volume_type.update", volume_type_id=after.id, type_name=after.name)
     return after
 
 
+@refusals_told("volumeType", "volume_type.delete")
 @rerun_when_contended
 def delete(core: Core, volume_type: VolumeType) -> None:
     """Remove a type that is neither used, nor the default, nor the last one."""
@@ -126,12 +134,16 @@ def delete(core: Core, volume_type: VolumeType) -> None:
         store.revoke(connection, present.id)
         limits.forget_type(connection, present.name)
         records.delete(connection, VolumeType, present.id)
+        if core.notices is not None:
+            core.notices.volume_type(connection, "volume_type.delete", present)
     events.emit("volume_type.delete", volume_type_id=volume_type.id, type_name=volume_type.name)
 
 
 @rerun_when_contended
-def set_specs(core: Core, volume_type: VolumeType, specs: Mapping[str, str]) -> None:
-    """Add or change extra specs of a type that no volume uses."""
+def set_specs(
+    core: Core, volume_type: VolumeType, specs: Mapping[str, str], *, key: str | None = None
+) -> None:
+    """Add or change extra specs of a type that no volume uses; `key` is the one that the call names."""
     with core.store.write(durable=True) as connection:
         present = _locked(connection, volume_type.id)
         _check_unused(connection, present, "change its extra specs")
@@ -140,6 +152,9 @@ def set_specs(core: Core, volume_type: VolumeType, specs: Mapping[str, str]) -> 
         if present.encryption is not None and wanted.get("multiattach") == _YES:
             raise InvalidInput("A volume type cannot be both encrypted and multiattach.")
         records.update(connection, VolumeType, present.id, extra_specs=wanted)
+        if core.notices is not None:
+            suffix, told = ("create", {"specs": dict(specs)}) if key is None else ("update", {"id": key})
+            core.notices.extra_specs(connection, present.id, suffix, **told)
     events.emit("volume_type_extra_specs.update", volume_type_id=volume_type.id, keys=sorted(specs))
 
 
@@ -153,6 +168,8 @@ def delete_spec(core: Core, volume_type: VolumeType, key: str) -> None:
         _check_unused(connection, present, "change its extra specs")
         left = {name: value for name, value in present.extra_specs.items() if name != key}
         records.update(connection, VolumeType, present.id, extra_specs=left)
+        if core.notices is not None:
+            core.notices.extra_specs(connection, present.id, "delete", id=key, deleted_at=None)
     events.emit("volume_type_extra_specs.delete", volume_type_id=volume_type.id, keys=[key])
 
 
@@ -175,6 +192,8 @@ def encrypt(core: Core, volume_type: VolumeType, wanted: Mapping[str, Any]) -> d
             raise InvalidInput("A volume type cannot be both encrypted and multiattach.")
         _check_unused(connection, present, "be encrypted")
         records.update(connection, VolumeType, present.id, encryption=made)
+        if core.notices is not None:
+            core.notices.encryption(connection, present.id, "create", wanted)
     events.emit("volume_type_encryption.create", volume_type_id=volume_type.id)
     return made
 
@@ -192,6 +211,8 @@ def change_encryption(core: Core, volume_type: VolumeType, wanted: Mapping[str, 
             moment = records.now().isoformat(timespec="microseconds")
             changed = {**present.encryption, **wanted, "updated_at": moment}
         records.update(connection, VolumeType, present.id, encryption=changed)
+        if core.notices is not None and wanted is not None:
+            core.notices.encryption(connection, present.id, "update", wanted)
     if changed is None:
         events.emit("volume_type_encryption.delete", volume_type_id=volume_type.id)
     else:
@@ -233,6 +254,8 @@ def add_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
             if project_id in store.granted_to(connection, volume_type.id):
                 raise Conflict(taken)
             store.grant(connection, volume_type.id, project_id)
+            if core.notices is not None:
+                core.notices.access(connection, volume_type.id, project_id, "add")
     except sa.exc.IntegrityError:
         raise Conflict(taken) from None
     events.emit("volume_type_project.access.add", volume_type_id=volume_type.id, project_id=project_id)
@@ -245,6 +268,8 @@ def remove_access(core: Core, volume_type: VolumeType, project_id: str) -> None:
         _check_private(_locked(connection, volume_type.id))
         if not store.revoke(connection, volume_type.id, project_id):
             raise NotFound(f"Volume type {volume_type.id} is not granted to project {project_id}.")
+        if core.notices is not None:
+            core.notices.access(connection, volume_type.id, project_id, "remove")
     events.emit("volume_type_project.access.remove", volume_type_id=volume_type.id, project_id=project_id)
 
 

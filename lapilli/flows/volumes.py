@@ -349,8 +349,10 @@ def delete(
         records.enter(connection, row, volume.id, *guards)
         fresh = records.get(connection, Volume, volume.id)
         if cascade:
-            _cascade(connection, context, fresh)
+            _cascade(core, connection, context, fresh)
         if fresh.host is None:
+            if core.notices is not None:
+                core.notices.volume(connection, fresh.id, "delete.start", "delete.end", gone=True)
             records.leave(connection, row, volume.id, "done")
             volume_tasks.forget_volume(core.quota, connection, fresh)
             _drop_operations(connection, volume.id)
@@ -374,7 +376,7 @@ def _drop_operations(connection: sa.Connection, volume_id: str) -> None:
     )
 
 
-def _cascade(connection: sa.Connection, context: Context, volume: Volume) -> None:
+def _cascade(core: Core, connection: sa.Connection, context: Context, volume: Volume) -> None:
     row = transition("snapshot", "delete")
     for snapshot in records.all_of(connection, Snapshot, _snapshot.volume_id == volume.id):
         if not context.is_admin and snapshot.project_id != context.project_id:
@@ -382,6 +384,8 @@ def _cascade(connection: sa.Connection, context: Context, volume: Volume) -> Non
         records.enter(
             connection, row, snapshot.id, (_snapshot.group_snapshot_id.is_(None), "it is of a group")
         )
+        if core.notices is not None:
+            core.notices.snapshot(connection, snapshot.id, "delete.start")
 
 
 def not_frozen(connection: sa.Connection, pool: str | None) -> None:
@@ -446,7 +450,11 @@ def update(core: Core, context: Context, volume: Volume, changes: dict[str, Any]
     del context
     with core.store.write(durable=True) as connection:
         _editable(records.get(connection, Volume, volume.id, lock="update"))
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "update.start")
         records.update(connection, Volume, volume.id, **changes)
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "update.end")
         return records.get(connection, Volume, volume.id)
 
 
@@ -550,6 +558,8 @@ def reset_status(
             raise InvalidInput("A volume without attachments cannot be reset to in-use.")
         if status is not None:
             changes["status"] = status
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "reset_status.start")
         if attach_status is not None:
             changes["attach_status"] = attach_status
         if attach_status == "detached":
@@ -560,4 +570,6 @@ def reset_status(
         if migration_status is not None:
             changes["migration_status"] = None if migration_status == "none" else migration_status
         records.update(connection, Volume, volume.id, **changes)
+        if core.notices is not None:
+            core.notices.volume(connection, volume.id, "reset_status.end")
     events.emit("volume.reset_status.end", resource_id=volume.id, project_id=volume.project_id, **changes)

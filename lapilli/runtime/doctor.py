@@ -33,12 +33,19 @@ from lapilli.flows.retype import reserved_of
 from lapilli.flows.volume_tasks import backend_host, growth_of, reference
 from lapilli.ports.driver import SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
-from lapilli.store import records, tables
+from lapilli.store import outbox, records, tables
 
 # a volume in these may have nothing at its back end: a delete may have failed after its work was done
 EMPTY = frozenset(
     ("creating", "downloading", "error", "error_deleting", "error_managing", "error_unmanaging")
 )
+
+
+UNSENT = 60  # seconds that a notification may wait
+
+
+def _notifications(count: int) -> str:
+    return "1 notification waits" if count == 1 else f"{count} notifications wait"
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,27 @@ class Doctor:
             condition = tables.operations.c.state.in_(UNFINISHED)
             self.operations = records.all_of(connection, Operation, condition)
             self.usages = connection.execute(sa.select(tables.quota_usages)).all()
+            self.notices = outbox.waiting(connection)
         self.busy = {each.lane for each in self.operations} | {each.resource_id for each in self.operations}
 
     def examine(self) -> list[Difference]:
         """Every difference."""
         found = [*self._stuck(), *self._quotas(), *self._pools(), *self._connections(), *self._offers()]
+        found += self._unsent()
         for backend in self.backends:
             found += [*self._stored(backend), *self._served(backend)]
         return found
+
+    def _unsent(self) -> Iterable[Difference]:
+        waiting, since = self.notices
+        age = 0.0 if since is None else (records.now() - since).total_seconds()
+        if waiting and self.core.notices is None:
+            yield Difference(f"{_notifications(waiting)} to be sent, but no driver of them is configured")
+        elif age >= UNSENT:
+            yield Difference(
+                f"{_notifications(waiting)} for the broker, the oldest one for {age:.0f} s: is it away, or "
+                "does no scheduler or volume service run?"
+            )
 
     def _stuck(self) -> Iterable[Difference]:
         held = self.busy | {each.id for each in self.snapshots.values() if each.volume_id in self.busy}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from lapilli.store.types import HELD, MARIADB, ONE_PER_LANE, TIME, UNFINISHED, text
+from lapilli.store.types import COUNTER, HELD, MARIADB, ONE_PER_LANE, TIME, UNFINISHED, text
 
 METADATA = sa.MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
@@ -399,6 +399,30 @@ drains = sa.Table(
     sa.Column("backend", _NAME, primary_key=True),
     sa.Column("disabled", sa.Boolean, nullable=False),  # the service, by this drain
     _time("requested_at", nullable=False),
+)
+
+# notices on their way out, in order; an id is never used again, so that what is removed is what was sent
+outbox = sa.Table(
+    "outbox",
+    METADATA,
+    sa.Column("id", COUNTER, primary_key=True, autoincrement=True),
+    sa.Column("message_id", _ID, nullable=False),
+    sa.Column("publisher", text(300), nullable=False),
+    sa.Column("event", text(96), nullable=False),
+    sa.Column("priority", text(16), nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("context", sa.JSON, nullable=False),
+    _time("created_at", nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# what one process does for all, and who that is
+leases = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("name", text(32), primary_key=True),
+    sa.Column("owner", _NAME, nullable=False),
+    _time("lease_until", nullable=False),
 )
 
 for _table in METADATA.tables.values():

@@ -28,6 +28,7 @@ class Time(sa.types.TypeDecorator[datetime]):
 
 
 TIME = Time()
+COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # of a primary key that counts by itself
 
 # table options: texts are told apart to the last bit, trailing spaces included
 MARIADB = {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_nopad_bin"}

@@ -84,6 +84,13 @@ class Daemon:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
 
+    def kill(self) -> None:
+        """SIGKILL to all that it started."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+        self._process = None
+
     def stop(self) -> None:
         """SIGTERM, and after ten seconds SIGKILL to all that it started."""
         if self._process is None:

@@ -234,6 +234,10 @@ class RabbitMQ:
         self._daemon.start("/usr/lib/rabbitmq/bin/rabbitmq-server")
         self._daemon.wait_for(lambda: machine.listens(self.port))
 
+    def kill(self) -> None:
+        """SIGKILL; what it had written it has again when it is started."""
+        self._daemon.kill()
+
     def stop(self) -> None:
         """End it, and its port mapper."""
         self._daemon.stop()

@@ -235,7 +235,7 @@ def update_spec(call: Call, type_id: str, key: str, specs: dict[str, str]) -> di
     """Set one extra spec."""
     if key not in specs:
         raise InvalidInput(f"The body must hold the key of the URL, {key}.")
-    flows.set_specs(call.core, _get(call, type_id), specs)
+    flows.set_specs(call.core, _get(call, type_id), specs, key=key)
     return specs
 
 
