@@ -23,6 +23,7 @@ from lapilli.store import records, tables
 _log = logging.getLogger("lapilli.scheduler")
 
 DOWN = "its service is down"
+NO_SERVICE = "it has no service"
 _HINTED = ("different_host", "same_host")
 _pool, _service = tables.pools.c, tables.services.c
 
@@ -147,6 +148,13 @@ def _report_is_due(work: Work, connection: sa.Connection, pool: str | None) -> b
     return work.core.just_started and records.count(connection, Pool, asked) == 0
 
 
+def _heartbeat_is_due(work: Work, connection: sa.Connection, absent: Sequence[Refusal]) -> bool:
+    """Whether a pool has reported since the start whose service has not: back ends report first."""
+    silent = [each.pool for each in absent if each.reason in (NO_SERVICE, DOWN)]
+    asked = [_pool.name.in_(silent), _pool.reported_at >= work.core.started_at]
+    return bool(silent) and work.core.just_started and records.count(connection, Pool, asked) > 0
+
+
 def place(
     work: Work, connection: sa.Connection, request: placement.Request, *, volumes: int = 0
 ) -> Candidate:
@@ -166,6 +174,8 @@ def place(
                 return best
     except NoValidBackend as refused:
         absent = left_out(connection, work.core.service.service_down_time)
+        if _heartbeat_is_due(work, connection, absent):
+            raise Postponed(0.1) from None
         unsure = work.core.contact.was_lost or work.core.clock.was_set()
         if unsure and any(each.reason == DOWN for each in absent):
             raise Postponed(0.5) from None  # their heartbeats may not have come through, or by the old time
@@ -226,7 +236,7 @@ def left_out(connection: sa.Connection, down_after: int) -> list[Refusal]:
     for pool in records.all_of(connection, Pool):
         reported.add(pool.backend)
         service = services.get(pool.backend)
-        why = "it has no service" if service is None else _absence(service, moment, down_after)
+        why = NO_SERVICE if service is None else _absence(service, moment, down_after)
         if why is None and pool.reported_at is None:
             why = "it has not reported yet"
         if why is not None:

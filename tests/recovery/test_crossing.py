@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from lapilli.domain.model import Attachment, Operation, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Attachment, Operation, Service, Snapshot, Volume, VolumeType
 from lapilli.errors import Busy, Conflict, InvalidState, LapilliError, NotFound, StorageError
 from lapilli.flows import attachments, snapshots, volume_types, volumes
+from lapilli.store import records
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER
 from tests.recovery.idle import Idle
 from tests.recovery.scenarios import create, extend
@@ -149,6 +150,26 @@ def test_a_reservation_removed_when_the_deletion_has_failed(house: Idle) -> None
     attachments.delete(house.core, CONTEXT, attachment)
     found = house.one(Volume)
     assert (found.status, found.attach_status) == ("error_deleting", "detached")
+    house.nothing_is_wrong()
+
+
+# --- at the start ----------------------------------------------------------------------------------------
+
+
+def test_placed_between_the_first_report_and_the_first_heartbeat(house: Idle) -> None:
+    """A back end reports its pools, and then its service says that it is up: a create waits for that."""
+    services = house.all(Service)
+    with house.core.store.write() as connection:
+        for service in services:
+            records.delete(connection, Service, service.id)
+    create(house)
+    house.work()
+    assert house.one(Volume).status == "creating"
+    with house.core.store.write() as connection:
+        for service in services:
+            records.insert(connection, service)
+    until(lambda: house.work() > 0)
+    assert house.one(Volume).status == "available"
     house.nothing_is_wrong()
 
 
