@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
@@ -19,6 +21,7 @@ from tests.model.world import World
 
 COUNTS: Counter[str] = Counter()  # of the whole run
 ANSWERS: Counter[str] = Counter()  # "METHOD /route action status" of the calls that change something
+LOG = Path("build/model-service.log")  # of the service that has differed
 _houses: list[House] = []  # the one in use, kept from example to example
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -53,11 +56,15 @@ def take_house() -> House:
     return _houses[0]
 
 
-def leave_house() -> None:
-    """End the service: nothing more is asked of it, or it has failed."""
+def leave_house(*, failed: bool = False) -> None:
+    """End the service: nothing more is asked of it, or it has failed (then its log is kept)."""
     while _houses:
         house = _houses.pop()
         COUNTS.update(house.counts)
+        if failed:
+            LOG.parent.mkdir(exist_ok=True)
+            shutil.copy(house.service.log, LOG)
+            note(f"the service's log is {LOG}")
         with suppress(Exception):
             house.close()
 

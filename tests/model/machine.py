@@ -64,7 +64,7 @@ class Machine(Driver):
                 self.sound = True
         finally:
             if not self.sound:
-                leave_house()
+                leave_house(failed=True)
 
     # --- volumes ---
 

@@ -2,7 +2,8 @@
 
 A call is a method that raises `Refused`, or writes what the service has accepted; what takes time is queued,
 and `settle` brings it to its end. Usages are never counted along: they are added up from what there is.
-The rules are those of the specification, not those of the service's code.
+The rules are those of the specification, not those of the service's code. What a path names is looked for
+before the caller's role is judged, where it is a project's: who cannot find it gets 404 and not 403.
 """
 
 from __future__ import annotations
@@ -216,8 +217,8 @@ class World:
     def delete_volume(
         self, actor: Actor, identifier: str, *, cascade: bool = False, force: bool = False
     ) -> Volume:
-        self.may_write(actor)
         volume = self.volume(actor, identifier)
+        self.may_write(actor)
         if force:
             self.must_be_admin(actor)
         elif volume.status not in DELETABLE:
@@ -258,8 +259,8 @@ class World:
         self.attachments = [each for each in self.attachments if each.volume is not volume]
 
     def extend(self, actor: Actor, identifier: str, new_size: int) -> Volume:
-        self.may_write(actor)
         volume = self.volume(actor, identifier)
+        self.may_write(actor)
         if new_size <= volume.size or volume.status not in ("available", "in-use"):
             raise Refused(400)
         self._type_allows(volume.kind, new_size)
@@ -283,22 +284,22 @@ class World:
     # --- names and metadata, of volumes and of snapshots ---
 
     def rename(self, actor: Actor, what: str, identifier: str, name: str) -> Any:
-        self.may_write(actor)
         found = getattr(self, what)(actor, identifier)
+        self.may_write(actor)
         found.name = name
         return found
 
     def write_metadata(
         self, actor: Actor, what: str, identifier: str, new: dict[str, str], *, replace: bool
     ) -> Any:
-        self.may_write(actor)
         found = getattr(self, what)(actor, identifier)
+        self.may_write(actor)
         found.metadata = dict(new) if replace else {**found.metadata, **new}
         return found
 
     def delete_metadata(self, actor: Actor, what: str, identifier: str, key: str) -> Any:
-        self.may_write(actor)
         found = getattr(self, what)(actor, identifier)
+        self.may_write(actor)
         if key not in found.metadata:
             raise Refused(404)
         del found.metadata[key]
@@ -324,10 +325,10 @@ class World:
         return made
 
     def delete_snapshot(self, actor: Actor, identifier: str, *, force: bool = False) -> Snapshot:
+        snapshot = self.snapshot(actor, identifier)
+        self.may_write(actor)
         if force:
             self.must_be_admin(actor)
-        self.may_write(actor)
-        snapshot = self.snapshot(actor, identifier)
         if snapshot.status not in ("available", "error") and not force:
             raise Refused(400)
         snapshot.status = "deleting"
@@ -382,8 +383,8 @@ class World:
         attachment.mode = attachment.mode or "rw"
 
     def connect(self, actor: Actor, identifier: str) -> Attachment:
-        self.may_write(actor)
         attachment = self.attachment(actor, identifier)
+        self.may_write(actor)
         volume = attachment.volume
         others = [each for each in self.attachments_of(volume) if each is not attachment]
         if "error" in volume.status or (not volume.multiattach and any(each.connected for each in others)):
@@ -392,8 +393,8 @@ class World:
         return attachment
 
     def complete(self, actor: Actor, identifier: str) -> Attachment:
-        self.may_write(actor)
         attachment = self.attachment(actor, identifier)
+        self.may_write(actor)
         if attachment.status == "attached":
             return attachment
         if attachment.volume.status not in ("reserved", "attaching", "in-use"):
@@ -404,8 +405,8 @@ class World:
         return attachment
 
     def detach(self, actor: Actor, identifier: str) -> Attachment:
-        self.may_write(actor)
         attachment = self.attachment(actor, identifier)
+        self.may_write(actor)
         self.attachments.remove(attachment)
         self._recompute(attachment.volume)
         return attachment
