@@ -491,7 +491,7 @@ def test_texts_of_filters_become_what_the_column_holds(cores: Callable[..., list
 # --- hosts whose clocks differ, and schedulers that sweep together ---------------------------------------
 
 
-@pytest.mark.only_on("postgresql", "mariadb")
+@pytest.mark.only_on("postgresql", "mariadb", because="SQLite is on the same machine, and has its clock")
 def test_the_databases_clock_counts(
     cores: Callable[..., list[Core]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
