@@ -13,7 +13,6 @@ from lapilli.api.fields import (
     DESCRIPTION,
     HOST_SCHEMA,
     MAX_INT,
-    METADATA,
     NAME,
     NULLABLE_METADATA,
     TEXT,
@@ -216,7 +215,7 @@ _SNAPSHOT = body(
     ref=_REFERENCE,
     name=NAME,
     description=DESCRIPTION,
-    metadata=METADATA,
+    metadata=NULLABLE_METADATA,
 )
 
 
