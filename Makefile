@@ -101,6 +101,10 @@ packages: ## Install the Debian packages that are missing, without starting any 
 docs: venv ## Write the generated pages of docs/ anew
 	$(bin)/python scripts/generate_docs.py
 
+.PHONY: clients
+clients: packages venv ## Run every command of the clients, and write the table of them anew
+	LAPILLI_WRITE_CLIENTS=1 $(bin)/python -m pytest tests/acceptance/test_commands.py $(ARGS)
+
 .PHONY: openapi
 openapi: venv ## Write the API's OpenAPI 3.1 document to build/openapi.json
 	$(bin)/python scripts/generate_docs.py --openapi build/openapi.json
