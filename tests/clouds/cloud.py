@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import openstack
-
 from tests.clouds import machine
 from tests.clouds.parts import REGION, Glance, Keystone, StubNetwork, authentication
 from tests.databases import Mariadb
@@ -39,8 +37,10 @@ class Cloud:
         """`[keystone_authtoken]` of the block-storage service."""
         return authentication(self.keystone, "lapilli", self.passwords["lapilli"])
 
-    def connect(self, user: str = "admin", project: str = "admin") -> openstack.connection.Connection:
+    def connect(self, user: str = "admin", project: str = "admin") -> Any:
         """A client's connection as one of the users."""
+        import openstack  # noqa: PLC0415 - heavy, and most test runs do without
+
         return openstack.connect(
             auth_url=self.keystone.url,
             username=user,

@@ -79,6 +79,7 @@ class GlanceImages:
         """Record a queued image in the caller's name."""
         facts = dict(properties.pop("properties", {}))
         facts |= {key: value for key, value in properties.items() if value is not None}
+        facts.setdefault("visibility", "private")
         if not _judged(context):
             facts["owner"] = context.project_id
         answer = self._api.ask("POST", "/images", context, json={"id": image_id, "name": name, **facts})
