@@ -78,6 +78,10 @@ lint: venv ## Check style and formatting
 types: venv ## Check types, strictly
 	$(bin)/mypy
 
+.PHONY: conformance
+conformance: venv ## Run Tempest's volume tests against the service, with Keystone and Glance (root, Debian)
+	$(bin)/python -m tests.clouds.conformance
+
 .PHONY: bench
 bench: packages venv ## Measure it; BENCH_SIZE=tiny only shows that the measurements run
 	$(bin)/python bench/run.py --size $(BENCH_SIZE)
