@@ -302,7 +302,7 @@ class Driver(RuleBasedStateMachine):
         used = self.world.usage(actor.project)
         wanted = {
             name: {"limit": limit, "in_use": used.get(name, (0, 0))[0], "reserved": used.get(name, (0, 0))[1]}
-            for name, limit in self.world.limits_of(actor.project).items()
+            for name, limit in self.world.shown_limits(actor).items()
         }
         others = {"id", "backups", "backup_gigabytes", "groups"}
         found = {name: value for name, value in told.items() if name not in others}

@@ -116,6 +116,13 @@ class World:
         names = [f"{word}_{kind.name}" for kind in self.kinds for word in PER_TYPE]
         return {**dict.fromkeys(names, -1), **DEFAULT_LIMITS, **self.limits.get(project, {})}
 
+    def shown_limits(self, actor: Actor) -> dict[str, int]:
+        """The limits that an actor is told of: they name no type that is hidden from the project."""
+        hidden = [
+            f"{word}_{kind.name}" for kind in self.kinds if not kind.visible(actor) for word in PER_TYPE
+        ]
+        return {name: limit for name, limit in self.limits_of(actor.project).items() if name not in hidden}
+
     def _charge(self, project: str, kind: Kind, **counted: int) -> None:
         limits, used = self.limits_of(project), self.usage(project)
         deltas = counted | {f"{name}_{kind.name}": amount for name, amount in counted.items()}
