@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         _common(each)
     doctor = command("doctor", _doctor, "Compare the database with quota, pools, back ends and targets.")
     doctor.add_argument("--fix", action="store_true", help="mend what can be mended safely")
+    told = "Tell listeners of notifications of every volume and snapshot: volume.exists, snapshot.exists."
+    audit = command("audit", _audit, told)
+    audit.add_argument("--period", metavar="UNIT", help="hour, day, month or year; default: as configured")
     _policy_commands(commands)
     _operation_commands(commands)
     _service_commands(commands)
@@ -298,6 +301,10 @@ def _policy_check(options: argparse.Namespace) -> int:
         return 0
     policy.judge(options.rule, caller, target)  # tells of a name that is no rule
     return 0 if passed else 1
+
+
+def _audit(options: argparse.Namespace) -> None:
+    print(compose.tell_existing(_config(options), options.period))
 
 
 # --- operations ------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from lapilli.context import Authenticator, Context
 from lapilli.domain import placement
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError, DatabaseUnavailable
-from lapilli.flows import managing_tasks, retype, rewriting, snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
+from lapilli.flows import audits, managing_tasks, retype, rewriting, snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create
@@ -46,7 +46,7 @@ from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
 from lapilli.runtime.relay import Relay
 from lapilli.runtime.service import RoleService, WorkerOptions
-from lapilli.store import schema
+from lapilli.store import records, schema
 from lapilli.store.session import DatabaseOptions, Store, postgres_lifeline
 
 if TYPE_CHECKING:
@@ -121,6 +121,9 @@ class MessagingOptions:
         None, "Where the message broker is: rabbit://USER:PASSWORD@HOST:PORT/", secret=True
     )
     control_exchange: str = option("openstack", "Exchange that notifications are published to.")
+    volume_usage_audit_period: str = option(
+        "month", "Period of `lapilli audit`: hour, day, month or year, begun at UNIT@OFFSET, such as day@6."
+    )
 
 
 @dataclass(frozen=True)
@@ -554,6 +557,19 @@ def make_application(config: Config) -> Any:
         version for version, wanted in ((V1, options.enable_v1_api), (V2, options.enable_v2_api)) if wanted
     ]
     return Old(app, old, options.public_endpoint) if old else app
+
+
+def tell_existing(config: Config, period: str | None) -> str:
+    """Tell of every volume and snapshot of the last whole period; what was told. Raises `ConfigError`."""
+    core = make_core(config)
+    try:
+        unit = period or config.read(MessagingOptions).volume_usage_audit_period
+        begin, end = audits.last_period(records.now(), unit)
+        volumes, snapshots = audits.tell_existing(core, begin, end)
+    finally:
+        core.journal.bus.close()
+        core.store.close()
+    return f"From {begin} to {end}: {volumes} volumes and {snapshots} snapshots."
 
 
 def explain(config: Config, **wanted: Any) -> Explanation:

@@ -179,6 +179,7 @@ class Notices:
         *suffixes: str,
         asked: Operation | Context | None = None,
         gone: bool = False,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """Tell of a volume as it is now, for each suffix; `gone`: by the last one it is removed."""
         payload = _volume(connection, identifier)
@@ -188,7 +189,7 @@ class Notices:
         for suffix in suffixes:
             if f"volume.{suffix}".startswith(_COUNTED) and not counts:
                 continue
-            told = _gone(payload) if gone and suffix == suffixes[-1] else payload
+            told = _gone(payload) if gone and suffix == suffixes[-1] else {**payload, **(more or {})}
             self.tell(connection, "volume", f"volume.{suffix}", told, asked=asked)
 
     def snapshot(
@@ -198,6 +199,7 @@ class Notices:
         *suffixes: str,
         asked: Operation | Context | None = None,
         gone: bool = False,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """The same of a snapshot."""
         payload = _snapshot(connection, identifier)
@@ -205,7 +207,7 @@ class Notices:
             return
         host = asked.host if isinstance(asked, Operation) else None
         for suffix in suffixes:
-            told = _gone(payload) if gone and suffix == suffixes[-1] else payload
+            told = _gone(payload) if gone and suffix == suffixes[-1] else {**payload, **(more or {})}
             self.tell(connection, "snapshot", f"snapshot.{suffix}", told, host=host, asked=asked)
 
     def volume_type(self, connection: sa.Connection, event: str, kind: VolumeType) -> None:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -16,6 +17,7 @@ from lapilli import events
 from lapilli.domain.model import Export, Pool, Volume
 from lapilli.errors import ConfigError, DatabaseUnavailable
 from lapilli.flows.attachment_tasks import holders
+from lapilli.flows.audits import tell_room
 from lapilli.flows.claims import HELD, LEASE
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
@@ -68,6 +70,7 @@ class Keeper:
         self._at_work: float | None = None  # since when, by the monotonic clock
         self._complained = False
         self._suspects: set[str] = set()
+        self._room: dict[str, dict[str, Any]] = {}  # figures of the pools, as they were told last
 
     def begin(self) -> None:
         """Start the back end, and keep it, in a thread."""
@@ -123,7 +126,7 @@ class Keeper:
             self.backend.driver.start()
             self.backend.target.start()
             self._restore_exports()
-            report(self.core, self.backend)
+            self._tell()
         except ConfigError as problem:
             self._refused = problem
             return False
@@ -138,13 +141,18 @@ class Keeper:
             self._at_work = None
             self._tried.set()
 
+    def _tell(self) -> None:
+        report(self.core, self.backend)
+        if self.core.notices is not None:
+            self._room = tell_room(self.core, self.core.notices, self.backend.host, self._room)
+
     def _asking(self) -> None:
         self._at_work = time.monotonic()
 
     def _report(self) -> None:
         try:
             self._asking()
-            report(self.core, self.backend)
+            self._tell()
             self._asking()
             self._evict_images()
         finally:

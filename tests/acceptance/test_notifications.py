@@ -391,6 +391,70 @@ def test_what_the_scheduler_cannot_place(api: Api, listener: Listener) -> None:
     assert "volume_backend_name" in failed.payload["reason"]
 
 
+def test_everything_that_is_there(api: Api, listener: Listener, telling: Service) -> None:
+    def audit(period: str) -> subprocess.CompletedProcess[str]:
+        words = telling.command("audit", "--period", period)
+        return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+    old, young = api.volume(), api.volume()
+    snapshot = api.snapshot(old["id"])
+    assert "0 volumes and 0 snapshots" in audit("year").stdout
+    with telling.records() as records:
+        for table, identifier in (("volumes", old["id"]), ("snapshots", snapshot["id"])):
+            long_ago = f"UPDATE {table} SET created_at = '2026-01-01 00:00:00.000000' WHERE id = :id"  # noqa: S608
+            records.execute(sa.text(long_ago), {"id": identifier})
+    assert "1 volumes and 1 snapshots" in audit("month").stdout
+    created = ("volume.create.start", "volume.create.end")
+    snapped = ("snapshot.create.start", "snapshot.create.end")
+    heard = listener.wait(old["id"], *created, *snapped, "volume.exists", "snapshot.exists")
+    listener.wait(young["id"], *created)
+    period = {"audit_period_beginning", "audit_period_ending"}
+    assert [set(each.payload) for each in heard[-2:]] == [VOLUME | period, SNAPSHOT | period]
+    assert heard[-1].payload["audit_period_ending"][7:] == "-01 00:00:00"
+    week = audit("week")
+    assert week.returncode == 1
+    assert "volume_usage_audit_period = 'week'" in week.stderr
+
+
+def test_room_in_pools(api: Api, listener: Listener) -> None:
+    def told(event: str, name: str) -> list[dict[str, Any]]:
+        return [
+            each.payload
+            for each in listener.heard
+            if each.event == event and each.payload["name_to_id"] == name
+        ]
+
+    pool, backend = "here@filepool#filepool", "here@filepool"
+    until(lambda: bool(told("capacity.pool", pool) and told("capacity.backend", backend)))
+    before = told("capacity.pool", pool)[-1]["allocated"]
+    api.volume(3)
+    until(lambda: told("capacity.pool", pool)[-1]["allocated"] == before + 3)
+    until(lambda: told("capacity.backend", backend)[-1]["allocated"] == before + 3)
+    keys = {"name_to_id", "total", "free", "allocated", "provisioned", "virtual_free", "reported_at"}
+    for last in (told("capacity.pool", pool)[-1], told("capacity.backend", backend)[-1]):
+        assert set(last) == keys
+        assert last["virtual_free"] > last["total"] > last["free"] > 0
+
+
+def test_none_is_lost_by_a_service_that_is_killed(api: Api, listener: Listener, telling: Service) -> None:
+    volume = api.volume(name="0")
+    path = f"/v3/volumes/{volume['id']}"
+    names = ["0"]
+    for _ in range(2):
+        for _ in range(CHANGES):
+            names.append(str(len(names)))
+            good(api.put(path, {"volume": {"name": names[-1]}}))
+        telling.kill()
+        telling.start()
+
+    def heard() -> list[str]:
+        told = [each for each in listener.about(volume["id"]) if each.event == "volume.update.end"]
+        return [each.payload["display_name"] for each in told]
+
+    until(lambda: len(heard()) == len(names) - 1)
+    assert heard() == names[1:]
+
+
 def test_none_is_lost_while_the_broker_is_killed(
     api: Api, listener: Listener, telling: Service, broker: RabbitMQ
 ) -> None:
@@ -404,8 +468,8 @@ def test_none_is_lost_while_the_broker_is_killed(
         good(api.put(f"/v3/volumes/{volume['id']}", {"volume": {"name": "renamed"}}))
         slowest = max(slowest, time.monotonic() - asked)
     assert slowest < 3  # nobody waits for the broker
-    assert waiting(telling) == 4 * CHANGES
-    assert gauge(api, "notifications_waiting") == 4 * CHANGES
+    assert waiting(telling) >= 4 * CHANGES
+    assert gauge(api, "notifications_waiting") >= 4 * CHANGES
     assert gauge(api, "notification_oldest_waiting_seconds") > 0
     with telling.records() as records:  # as if it had lasted
         first = records.execute(sa.text("SELECT min(id) FROM outbox")).scalar_one()
@@ -413,9 +477,9 @@ def test_none_is_lost_while_the_broker_is_killed(
         records.execute(long_ago, {"first": first})
     doctor = subprocess.run(telling.command("doctor"), capture_output=True, text=True, timeout=60)
     assert doctor.returncode == 1
-    assert f"{4 * CHANGES} notifications wait for the broker" in doctor.stdout
+    assert "notifications wait for the broker" in doctor.stdout
     telling.kill()
-    assert waiting(telling) == 4 * CHANGES
+    assert waiting(telling) >= 4 * CHANGES
     telling.start()
     late = api.volume(name="after the kill")
     broker.start()
