@@ -8,6 +8,7 @@ VENV ?= .venv
 BENCH_SIZE ?= full
 MODEL_MINUTES ?= 10
 MODEL_DATABASE ?= sqlite
+FUZZ_MINUTES ?= 10
 # more words for pytest, such as TESTS=tests/api or ARGS='-x -k extend'
 TESTS ?= tests
 ARGS ?=
@@ -68,6 +69,10 @@ test-fast: venv lint types ## Run the checks, and the tests that start no real s
 .PHONY: model
 model: venv ## Compare the service with its model: MODEL_MINUTES=10, MODEL_DATABASE=sqlite, ARGS='--seed 1'
 	$(bin)/python -m tests.model.run --minutes $(MODEL_MINUTES) --database $(MODEL_DATABASE) $(ARGS)
+
+.PHONY: fuzz
+fuzz: venv ## Call the API as its OpenAPI document has it: FUZZ_MINUTES=10, ARGS='--seed 1'
+	$(bin)/python -m tests.fuzz.run --minutes $(FUZZ_MINUTES) $(ARGS)
 
 .PHONY: lint
 lint: venv ## Check style and formatting
