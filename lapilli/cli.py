@@ -225,7 +225,10 @@ def _doctor(options: argparse.Namespace) -> int:
     config = _config(options)
     core = compose.make_core(config)
     backends = compose.make_backends(config)
-    found = Doctor(core, backends).examine()
+    doctor = Doctor(core, backends)
+    found = doctor.examine()
+    for remark in doctor.remarks():
+        print(remark)
     for difference in found:
         mended = options.fix and difference.mend is not None
         if mended and difference.mend is not None:

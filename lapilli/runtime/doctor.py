@@ -85,6 +85,14 @@ class Doctor:
             found += [*self._stored(backend), *self._served(backend)]
         return found
 
+    def remarks(self) -> list[str]:
+        """What is no difference, and worth knowing."""
+        waiting, since = self.notices
+        if since is None or self.core.notices is None:
+            return []
+        age = (records.now() - since).total_seconds()
+        return [f"{_notifications(waiting)} for the broker, the oldest one for {age:.0f} s."]
+
     def _unsent(self) -> Iterable[Difference]:
         waiting, since = self.notices
         age = 0.0 if since is None else (records.now() - since).total_seconds()
@@ -92,8 +100,8 @@ class Doctor:
             yield Difference(f"{_notifications(waiting)} to be sent, but no driver of them is configured")
         elif age >= UNSENT:
             yield Difference(
-                f"{_notifications(waiting)} for the broker, the oldest one for {age:.0f} s: is it away, or "
-                "does no scheduler or volume service run?"
+                f"a notification has waited for {age:.0f} s: is the broker away, or does no scheduler or "
+                "volume service run?"
             )
 
     def _stuck(self) -> Iterable[Difference]:

@@ -39,7 +39,7 @@ class Relay:
         """Begin."""
         self._thread.start()
 
-    def stop(self, seconds: float = 2.0) -> None:
+    def stop(self, seconds: float = 0.5) -> None:
         """Let another process send from now on; a call that does not come back is left behind."""
         self._stopping.set()
         self._thread.join(seconds)
