@@ -6,17 +6,21 @@ transactions.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
 
 from lapilli.context import Context
 from lapilli.domain.model import Image, Operation, Volume
-from lapilli.domain.states import transition
-from lapilli.errors import InvalidInput, NotFound
+from lapilli.domain.states import Transition, transition
+from lapilli.errors import InvalidInput, LapilliError, NotFound
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
 from lapilli.store import records, tables
+from lapilli.store.session import rerun_when_contended
+
+_log = logging.getLogger("lapilli.images")
 
 
 def metadata_of(image: Image) -> dict[str, str]:
@@ -82,21 +86,36 @@ def upload(
         **properties,
     )
     try:
-        with core.store.write(durable=True) as connection:
-            records.enter(connection, row, volume.id)
-            submitted = core.journal.submit(
-                connection,
-                "volume.upload",
-                context,
-                volume.id,
-                host=backend_host(volume.host or ""),
-                args={"image_id": image.id, "disk_format": disk_format},
-            )
+        submitted = _begin_upload(core, context, volume, row, image.id, disk_format)
     except Exception:
-        core.images.discard(image.id)
+        _take_back(core, image.id)
         raise
     core.journal.announce(submitted)
     return image
+
+
+@rerun_when_contended
+def _begin_upload(
+    core: Core, context: Context, volume: Volume, row: Transition, image_id: str, disk_format: str
+) -> Operation:
+    with core.store.write(durable=True) as connection:
+        records.enter(connection, row, volume.id)
+        return core.journal.submit(
+            connection,
+            "volume.upload",
+            context,
+            volume.id,
+            host=backend_host(volume.host or ""),
+            args={"image_id": image_id, "disk_format": disk_format},
+        )
+
+
+def _take_back(core: Core, image_id: str) -> None:
+    """Remove an image that nothing will fill; why it is not wanted is what the caller is told."""
+    try:
+        core.images.discard(image_id)
+    except LapilliError as problem:
+        _log.error("image %s without content stays in the image service: %s", image_id, problem)
 
 
 def uploaded(core: Core, volume_id: str, request_id: str) -> Image:

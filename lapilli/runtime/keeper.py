@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from lapilli import events
 from lapilli.domain.model import Export, Pool, Volume
-from lapilli.errors import ConfigError, DatabaseUnavailable
+from lapilli.errors import ConfigError, DatabaseUnavailable, ImageServiceUnavailable
 from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.audits import tell_room
 from lapilli.flows.claims import HELD, LEASE
@@ -159,9 +159,25 @@ class Keeper:
             self._at_work = None
 
     def _evict_images(self) -> None:
-        if isinstance(self.backend.driver, ImageCache):
-            exists = self.core.images.exists
-            for key in self.backend.driver.evict_cached(lambda key: exists(key[:36])):
+        driver = self.backend.driver
+        if not isinstance(driver, ImageCache):
+            return
+        kept: set[str] = set()
+
+        def keep(key: str) -> bool:
+            kept.add(key)
+            return True
+
+        driver.evict_cached(keep)
+        self._at_work = None  # what follows may wait for another service, and not for the back end
+        try:
+            gone = {key for key in kept if not self.core.images.exists(key[:36])}
+        except ImageServiceUnavailable as problem:
+            _log.warning("cached images of %s are kept for now: %s", self.backend.host, problem)
+            return
+        if gone:
+            self._asking()
+            for key in driver.evict_cached(lambda key: key not in gone):
                 _log.info("dropped the cached copy of image %s, which is gone", key)
 
     # --- exports ---

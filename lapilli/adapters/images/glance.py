@@ -72,8 +72,9 @@ class GlanceImages:
         return named[0]
 
     def exists(self, image_id: str) -> bool:
-        """Whether the image service knows it."""
-        return self._show(image_id, None) is not None
+        """Whether the image service knows it; asked once, and not for long."""
+        answer = self._api.ask("GET", f"/images/{image_id}", None, attempts=1, timeout=10)
+        return bool(answer.status_code != 404 and good(answer))
 
     def create(self, context: Context, image_id: str, name: str, **properties: Any) -> Image:
         """Record a queued image in the caller's name."""
@@ -213,6 +214,7 @@ class _Sent:
     def pieces(self) -> Iterator[bytes]:
         """Its content; without a length before it, so that a sender that dies is noticed."""
         total = os.path.getsize(self._path)
+        self.bytes, self.hash = 0, hashlib.sha512()
         with open(self._path, "rb") as file:
             for piece in iter(lambda: file.read(_PIECE), b""):
                 self.hash.update(piece)

@@ -68,9 +68,9 @@ class ImageApi:
         self._lock = threading.Lock()
         self._connected: tuple[int, Any] | None = None
 
-    def attempts(self) -> Iterator[int]:
+    def attempts(self, most: int | None = None) -> Iterator[int]:
         """Numbers of attempts, with pauses between them that double."""
-        for attempt in range(self.options.glance_num_retries + 1):
+        for attempt in range(most or self.options.glance_num_retries + 1):
             if attempt:
                 time.sleep(0.25 * 2**attempt)
             yield attempt
@@ -82,46 +82,63 @@ class ImageApi:
         context: Context | None,
         *,
         body: Callable[[], Iterator[bytes]] | None = None,
-        headers: Mapping[str, str] | None = None,
+        attempts: int | None = None,
         **more: Any,
     ) -> Any:
         """One call, repeated where there was no answer, but not with a body.
 
         Raises `ImageServiceUnavailable`.
         """
+        most = 1 if body is not None else attempts or self.options.glance_num_retries + 1
         if body is not None:
-            headers = {**(headers or {}), "Content-Type": "application/octet-stream"}
-        renewed = False
-        for attempt in self.attempts():
+            more["headers"] = {**more.get("headers", {}), "Content-Type": "application/octet-stream"}
+        for attempt in self.attempts(most):
+            last = attempt == most - 1
             try:
-                images = self._client()
-                told = {**(headers or {}), "X-Auth-Token": self._token(images, context)}
-                if context is not None and context.request_id:
-                    told["X-OpenStack-Request-ID"] = context.global_request_id or context.request_id
-                answer = images.request(
-                    self._address(path, attempt),
-                    method,
-                    authenticated=False,
-                    headers=told,
-                    data=None if body is None else body(),
-                    raise_exc=False,
-                    timeout=self.options.glance_request_timeout,
-                    **more,
-                )
+                answer = self._send(method, path, context, attempt, body, **more)
             except transport_errors() as problem:
-                if body is not None or attempt == self.options.glance_num_retries:
+                if last:
                     raise ImageServiceUnavailable(
                         f"The image service does not answer: {why(problem)}."
                     ) from problem
                 continue
-            if answer.status_code == 401 and not _own_token(context) and not renewed:
+            if last or answer.status_code not in (502, 503, 504):
+                break
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        context: Context | None,
+        attempt: int,
+        body: Callable[[], Iterator[bytes]] | None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: int | None = None,
+        **more: Any,
+    ) -> Any:
+        """The answer; a token of this service's own that is refused is replaced, once."""
+        images = self._client()
+        told = dict(headers or {})
+        if context is not None and context.request_id:
+            told["X-OpenStack-Request-ID"] = context.global_request_id or context.request_id
+        for renewed in (False, True):
+            told["X-Auth-Token"] = self._token(images, context)
+            answer = images.request(
+                self._address(path, attempt),
+                method,
+                authenticated=False,
+                headers=told,
+                data=None if body is None else body(),
+                raise_exc=False,
+                timeout=timeout or self.options.glance_request_timeout,
+                **more,
+            )
+            if answer.status_code != 401 or _own_token(context):
+                return answer
+            if not renewed:
                 images.session.invalidate(images.session.auth)
-                renewed = True
-                continue
-            last = body is not None or attempt == self.options.glance_num_retries
-            if answer.status_code in (502, 503, 504) and not last:
-                continue
-            return answer
         raise ImageServiceUnavailable("The image service does not accept this service's user.")
 
     def _token(self, images: Any, context: Context | None) -> str:
