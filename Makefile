@@ -38,7 +38,9 @@ cloud: venv ## Run a Keystone and a Glance to try the service with, until Ctrl-C
 ##### test it
 
 .PHONY: test
-test: packages venv lint types pytest test-shared ## Run all checks, all tests on SQLite, recovery on PostgreSQL too, the shared suite everywhere
+test: packages venv lint types ## Run all checks, all tests on SQLite, recovery on PostgreSQL too, the shared suite everywhere
+	@# side by side: much of both is waiting, for leases to end and for servers to start
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line --keep-going pytest test-shared
 
 .PHONY: pytest
 pytest: venv
