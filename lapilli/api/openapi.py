@@ -32,8 +32,11 @@ _ERRORS = {
     "401": "Unauthorized",
     "403": "Forbidden",
     "404": "NotFound",
+    "406": "VersionOutOfRange",
     "409": "Conflict",
     "413": "OverLimit",
+    "415": "UnsupportedMediaType",
+    "503": "ServiceUnavailable",
 }
 _PAGING = {
     "limit": {"type": "integer", "minimum": 0},
@@ -73,9 +76,13 @@ def _template(path: str) -> str:
 
 def _components() -> dict[str, Any]:
     schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Fault"}}}
+    responses = {name: {"description": name, "content": schema} for name in _ERRORS.values()}
+    responses["TooManyRequests"] = {"description": "Too many failed log-ins.", "content": schema}
+    # a path that nothing is served at is answered outside the API's own format
+    responses["NotFound"]["content"] = {**schema, "text/plain": {"schema": {"type": "string"}}}
     return {
         "schemas": {"Fault": _FAULT},
-        "responses": {name: {"description": name, "content": schema} for name in _ERRORS.values()},
+        "responses": responses,
         "parameters": {
             "Version": {
                 "name": "OpenStack-API-Version",
@@ -106,7 +113,7 @@ def _operation(route: Route, version: int) -> dict[str, Any]:
         "summary": (route.handler.__doc__ or route.handler.__name__).strip().splitlines()[0],
         "tags": [route.path.split("/")[1]],
         "parameters": _parameters(route, version),
-        "responses": {str(route.status): _response(route, version), **_errors()},
+        "responses": {str(route.status): _response(route, version), **_errors(route)},
     }
     if route.rule.role != ANYONE:
         told["x-rule"] = route.rule.name
@@ -123,7 +130,10 @@ def _operation(route: Route, version: int) -> dict[str, Any]:
 def _add_action(operation: dict[str, Any], route: Route, version: int) -> None:
     choices = operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
     choices.append(_action_schema(route, version))
-    operation["responses"].setdefault(str(route.status), _response(route, version))
+    told = _response(route, version)
+    shared = operation["responses"].setdefault(str(route.status), told)
+    if shared.get("content") != told.get("content"):
+        shared.pop("content", None)  # what is told depends on the action, and may be nothing
 
 
 def _action_schema(route: Route, version: int) -> dict[str, Any]:
@@ -175,11 +185,20 @@ def _response(route: Route, version: int) -> dict[str, Any]:
         }
         schema = {"type": "object", "properties": properties, "required": [key]}
         told["content"] = {"application/json": {"schema": schema}}
+    elif route.answers is not None:
+        told["content"] = {"application/json": {"schema": route.answers}}
     return told
 
 
-def _errors() -> dict[str, Any]:
-    return {code: {"$ref": f"#/components/responses/{name}"} for code, name in _ERRORS.items()}
+def _errors(route: Route) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        code: {"$ref": f"#/components/responses/{name}"} for code, name in _ERRORS.items()
+    }
+    if route.root == "/identity":
+        told["429"] = {"$ref": "#/components/responses/TooManyRequests"}
+    if route.method == "PUT" and route.path.startswith("/volumes/{volume_id}/metadata"):
+        told["412"] = {"description": "If-Match names another state."}
+    return told
 
 
 def _json(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Route:
     hidden: bool = False  # a refusal by `rule` looks like a missing resource
     root: str = "/v3"
     lists: tuple[str, View] | None = None  # describes a list's answer: its key, and its items
+    answers: Mapping[str, Any] | None = None  # schema of an answer that is neither
     # for calls with an Idempotency-Key whose first answer is not kept any more:
     secret: bool = False  # it may hold a secret, so it never is
     repeatable: bool = False  # the handler may run again
@@ -161,6 +162,7 @@ class Routes:
         query: tuple[str, ...] = (),
         hidden: bool = False,
         lists: tuple[str, View] | None = None,
+        answers: Mapping[str, Any] | None = None,
         secret: bool = False,
         repeatable: bool = False,
         resume: Handler | None = None,
@@ -183,6 +185,7 @@ class Routes:
                     hidden=hidden,
                     root=self.root,
                     lists=lists,
+                    answers=answers,
                     secret=secret,
                     repeatable=repeatable,
                     resume=resume,

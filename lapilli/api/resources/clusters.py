@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
+from lapilli.api.answers import list_of, shape
 from lapilli.api.fields import (
     BOOL,
     HOST_SCHEMA,
@@ -188,6 +189,7 @@ _WORKER = {"type": "object", "properties": {"id": _STRING, "host": _STRING, "bin
         resource_id=Property({"anyOf": [UUID_SCHEMA, {"type": "null"}]}),
         resource_type=Property({"type": ["string", "null"], "enum": [None, "Volume", "Snapshot"]}),
     ),
+    answers=shape(cleaning=list_of(_WORKER), unavailable=list_of(_WORKER)),
 )
 def clean_up(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Let the unfinished work of services that are down be carried on now, where somebody stands in."""

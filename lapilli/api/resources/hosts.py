@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
+from lapilli.api.answers import ANYTHING, OBJECT, STRING, STRINGS, list_of, listed, map_of, shape
 from lapilli.api.fields import Property, body, required, timestamp
 from lapilli.api.resource import Call, Routes
 from lapilli.domain.model import Pool, Service
@@ -20,7 +21,12 @@ CAPABILITIES = rule("volume_extension:capabilities", ADMIN)
 _STATES = {"enable": "enabled", "disable": "disabled"}
 
 
-@route.get("/os-hosts", rule=MANAGE, query=("zone",))
+@route.get(
+    "/os-hosts",
+    rule=MANAGE,
+    query=("zone",),
+    answers=listed("hosts", host_name=STRING, service=STRING, zone=STRING),
+)
 def index(call: Call) -> dict[str, Any]:
     """List the hosts of services that are enabled, of one zone when asked."""
     zone = call.params.get("zone")
@@ -45,7 +51,7 @@ def _host(call: Call, service: Service) -> dict[str, Any]:
     }
 
 
-@route.get("/os-hosts/{host}", rule=MANAGE)
+@route.get("/os-hosts/{host}", rule=MANAGE, answers=listed("host", resource=STRINGS))
 def show(call: Call, host: str) -> dict[str, Any]:
     """Tell what lives on a host: in all, and by project."""
     with call.core.store.read() as connection:
@@ -67,6 +73,7 @@ def show(call: Call, host: str) -> dict[str, Any]:
     "/os-hosts/{host}",
     rule=MANAGE,
     accepts=body(None, status=required(Property({"type": "string", "enum": sorted(_STATES)}))),
+    answers=shape(host=STRING, status=STRING),
 )
 def update(call: Call, host: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Let new work be placed on a host, or not."""
@@ -86,7 +93,11 @@ _PROPERTIES = {
 }
 
 
-@route.get("/capabilities/{host}", rule=CAPABILITIES)
+@route.get(
+    "/capabilities/{host}",
+    rule=CAPABILITIES,
+    answers=shape(namespace=STRING, replication_targets=list_of(ANYTHING), properties=map_of(OBJECT)),
+)
 def capabilities(call: Call, host: str) -> dict[str, Any]:
     """Tell what a back end (`host@backend`, or one pool of it) can do, as it has reported itself."""
     backend, _, pool = host.partition("#")

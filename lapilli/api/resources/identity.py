@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from lapilli.api.answers import OBJECT, STRING, list_of, listed, shape
 from lapilli.api.fields import PRINTABLE_DESCRIPTION, REQUIRED_NAME, Property, body, timestamp
 from lapilli.api.resource import Call, Routes
 from lapilli.domain.identity import Account, Project
@@ -19,6 +20,8 @@ from lapilli.flows.identity import DOMAIN, Login
 
 route = Routes(root="/identity")
 
+_TOKEN = shape(token=shape(user=OBJECT, project=OBJECT, roles=list_of(OBJECT), expires_at=STRING))
+_CREDENTIAL = shape(application_credential=shape(id=STRING, name=STRING, project_id=STRING))
 _SUBJECT = "X-SUBJECT-TOKEN"
 _UPDATED = "2026-11-21T00:00:00Z"
 
@@ -30,14 +33,14 @@ def _time(value: datetime) -> str:
 # --- versions --------------------------------------------------------------------------------------------
 
 
-@route.get("/", public=True)
+@route.get("/", public=True, answers=OBJECT)
 def versions(call: Call) -> dict[str, Any]:
     """The versions that there are: one."""
     return {"versions": {"values": [_version(call)]}}
 
 
-@route.get("/v3", public=True)
-@route.get("/v3/", public=True)
+@route.get("/v3", public=True, answers=shape(version=OBJECT))
+@route.get("/v3/", public=True, answers=shape(version=OBJECT))
 def version(call: Call) -> dict[str, Any]:
     """The version document."""
     return {"version": _version(call)}
@@ -60,7 +63,15 @@ _OBJECT = Property({"type": "object"})
 _AUTH = body("auth", identity=_OBJECT, scope=Property({"type": ["object", "string"]}), closed=False)
 
 
-@route.post("/v3/auth/tokens", public=True, status=201, accepts=_AUTH, query=("nocatalog",), secret=True)
+@route.post(
+    "/v3/auth/tokens",
+    public=True,
+    status=201,
+    accepts=_AUTH,
+    query=("nocatalog",),
+    secret=True,
+    answers=_TOKEN,
+)
 def log_in(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Make a token, by password, application credential or another token."""
     made = flows.log_in(call.core, wanted, call.client)
@@ -69,7 +80,7 @@ def log_in(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     return _token(call, made)
 
 
-@route.get("/v3/auth/tokens", query=("nocatalog",))
+@route.get("/v3/auth/tokens", query=("nocatalog",), answers=_TOKEN)
 def show_token(call: Call) -> dict[str, Any]:
     """Show the token that X-Subject-Token holds: one's own, or any to an administrator."""
     call.response_headers["X-Subject-Token"] = call.headers.get(_SUBJECT, "")
@@ -155,7 +166,7 @@ def _catalog(call: Call, project_id: str) -> list[dict[str, Any]]:
     return told
 
 
-@route.get("/v3/auth/catalog")
+@route.get("/v3/auth/catalog", answers=shape(catalog=list_of(OBJECT)))
 def catalog(call: Call) -> dict[str, Any]:
     """The catalog of the caller's token."""
     return {
@@ -213,19 +224,29 @@ def _projects(accounts: list[Account]) -> list[Project]:
     return sorted(found.values(), key=lambda each: each.name)
 
 
-@route.get("/v3/projects", query=("name", "domain_id"))
+@route.get(
+    "/v3/projects",
+    query=("name", "domain_id"),
+    answers=listed("projects", id=STRING, name=STRING, domain_id=STRING),
+)
 def index_projects(call: Call) -> dict[str, Any]:
     """List one's own projects, or all to an administrator."""
     return _list(call, "projects", [_project(call, each) for each in _projects(_visible(call))])
 
 
-@route.get("/v3/auth/projects", query=("name",))
+@route.get(
+    "/v3/auth/projects", query=("name",), answers=listed("projects", id=STRING, name=STRING, domain_id=STRING)
+)
 def index_own_projects(call: Call) -> dict[str, Any]:
     """List the projects that the caller may log in to."""
     return _list(call, "projects", [_project(call, each) for each in _projects([_own(call)])])
 
 
-@route.get("/v3/users/{user_id}/projects", query=("name",))
+@route.get(
+    "/v3/users/{user_id}/projects",
+    query=("name",),
+    answers=listed("projects", id=STRING, name=STRING, domain_id=STRING),
+)
 def index_projects_of(call: Call, user_id: str) -> dict[str, Any]:
     """List a user's projects."""
     found = [each for each in _visible(call) if each.id == user_id]
@@ -234,7 +255,9 @@ def index_projects_of(call: Call, user_id: str) -> dict[str, Any]:
     return _list(call, "projects", [_project(call, each) for each in _projects(found)])
 
 
-@route.get("/v3/projects/{project_id}")
+@route.get(
+    "/v3/projects/{project_id}", answers=shape(project=shape(id=STRING, name=STRING, domain_id=STRING))
+)
 def show_project(call: Call, project_id: str) -> dict[str, Any]:
     """Show a project."""
     found = next((each for each in _projects(_visible(call)) if each.id == project_id), None)
@@ -243,13 +266,17 @@ def show_project(call: Call, project_id: str) -> dict[str, Any]:
     return {"project": _project(call, found)}
 
 
-@route.get("/v3/users", query=("name", "domain_id"))
+@route.get(
+    "/v3/users",
+    query=("name", "domain_id"),
+    answers=listed("users", id=STRING, name=STRING, domain_id=STRING),
+)
 def index_users(call: Call) -> dict[str, Any]:
     """List all users to an administrator, and the caller to anybody else."""
     return _list(call, "users", [_user(call, each) for each in _visible(call)])
 
 
-@route.get("/v3/users/{user_id}")
+@route.get("/v3/users/{user_id}", answers=shape(user=shape(id=STRING, name=STRING, domain_id=STRING)))
 def show_user(call: Call, user_id: str) -> dict[str, Any]:
     """Show a user."""
     found = next((each for each in _visible(call) if each.id == user_id), None)
@@ -263,14 +290,14 @@ def _domain(call: Call) -> dict[str, Any]:
     return {**DOMAIN, "description": "", "enabled": True, "tags": [], "links": {"self": address}}
 
 
-@route.get("/v3/domains", query=("name",))
-@route.get("/v3/auth/domains", query=("name",))
+@route.get("/v3/domains", query=("name",), answers=listed("domains", id=STRING, name=STRING))
+@route.get("/v3/auth/domains", query=("name",), answers=listed("domains", id=STRING, name=STRING))
 def index_domains(call: Call) -> dict[str, Any]:
     """List the domains: there is one."""
     return _list(call, "domains", [_domain(call)])
 
 
-@route.get("/v3/domains/{domain_id}")
+@route.get("/v3/domains/{domain_id}", answers=shape(domain=shape(id=STRING, name=STRING)))
 def show_domain(call: Call, domain_id: str) -> dict[str, Any]:
     """Show the domain."""
     if domain_id != DOMAIN["id"]:
@@ -284,7 +311,7 @@ _PATH = "/v3/users/{user_id}/application_credentials"
 _ROLES = {"type": "array", "items": {"type": "object"}}
 
 
-@route.get(_PATH, query=("name",))
+@route.get(_PATH, query=("name",), answers=listed("application_credentials", id=STRING, name=STRING))
 def index_credentials(call: Call, user_id: str) -> dict[str, Any]:
     """List one's application credentials."""
     _check_own(call, user_id)
@@ -292,7 +319,7 @@ def index_credentials(call: Call, user_id: str) -> dict[str, Any]:
     return _list(call, "application_credentials", found)
 
 
-@route.get(_PATH + "/{credential_id}")
+@route.get(_PATH + "/{credential_id}", answers=_CREDENTIAL)
 def show_credential(call: Call, user_id: str, credential_id: str) -> dict[str, Any]:
     """Show one of one's application credentials."""
     _check_own(call, user_id)
@@ -314,6 +341,7 @@ def show_credential(call: Call, user_id: str, credential_id: str) -> dict[str, A
         expires_at=Property({"type": ["string", "null"]}),
         closed=False,
     ),
+    answers=_CREDENTIAL,
 )
 def create_credential(call: Call, user_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Create an application credential; its secret is shown this once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.api.access import READER, rule
+from lapilli.api.answers import OBJECT, STRING, TEXT, list_of, listed, shape
 from lapilli.api.resource import Call, Routes
 from lapilli.domain.model import Image
 from lapilli.errors import InvalidInput, LapilliError, NotFound
@@ -28,8 +29,8 @@ def _own(call: Call) -> Any:
     return own
 
 
-@route.get("/", public=True)
-@route.get("/v2/", public=True)
+@route.get("/", public=True, answers=shape(versions=list_of(OBJECT)))
+@route.get("/v2/", public=True, answers=shape(versions=list_of(OBJECT)))
 def discover(call: Call) -> dict[str, Any]:
     """The version document."""
     _own(call)
@@ -37,7 +38,9 @@ def discover(call: Call) -> dict[str, Any]:
     return {"versions": [{"id": "v2.16", "status": "CURRENT", "links": [link]}]}
 
 
-@route.get("/v2/images", rule=LIST)
+@route.get(
+    "/v2/images", rule=LIST, answers=listed("images", id=STRING, name=TEXT, status=STRING, visibility=STRING)
+)
 def index(call: Call) -> dict[str, Any]:
     """The caller's images by name, a page at a time; images are never hidden."""
     hidden = call.params.get("os_hidden", "").lower() == "true"
@@ -65,7 +68,9 @@ def index(call: Call) -> dict[str, Any]:
     return told
 
 
-@route.get("/v2/images/{id}", rule=SHOW)
+@route.get(
+    "/v2/images/{id}", rule=SHOW, answers=shape(id=STRING, name=TEXT, status=STRING, visibility=STRING)
+)
 def show(call: Call, identifier: str) -> dict[str, Any]:
     """One image by id."""
     _own(call)

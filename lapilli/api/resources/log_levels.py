@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
+from lapilli.api.answers import STRING, STRINGS, listed
 from lapilli.api.fields import Property, body, required
 from lapilli.api.resource import Call, Routes
 from lapilli.flows import log_levels as flows
@@ -31,7 +32,13 @@ def set_log(call: Call, wanted: dict[str, Any]) -> None:
     flows.set_level(call.core, *_which(wanted), wanted["level"].upper())
 
 
-@route.put("/os-services/get-log", rule=UPDATE, since=SINCE, accepts=body(None, _WHICH))
+@route.put(
+    "/os-services/get-log",
+    rule=UPDATE,
+    since=SINCE,
+    accepts=body(None, _WHICH),
+    answers=listed("log_levels", host=STRING, binary=STRING, levels=STRINGS),
+)
 def get_log(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Tell the levels of loggers by service."""
     told = [

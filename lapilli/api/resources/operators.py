@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
+from lapilli.api.answers import FLAG, OBJECT, STRING, list_of, listed, shape
 from lapilli.api.extensions import EXTENSIONS
 from lapilli.api.fields import HOST_SCHEMA, OMIT, Body, Look, Property, body, field, required, timestamp, view
 from lapilli.api.listing import configured_filters, flag_param
@@ -28,6 +29,8 @@ POOLS = rule("scheduler_extension:scheduler_stats:get_pools", ADMIN)
 
 _STRING = {"type": "string"}
 _TEXT = {"type": ["string", "null"]}
+_CHANGED = shape(host=STRING, service=STRING, binary=STRING, status=STRING, disabled=FLAG)
+_EXTENSION = shape(name=STRING, alias=STRING, description=STRING, updated=STRING, links=list_of(OBJECT))
 
 
 # --- services --------------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ def _which(reason: Property) -> Body:
     return body(None, named, disabled_reason=reason)
 
 
-@route.put("/os-services/enable", rule=UPDATE, accepts=_which(Property(_TEXT)))
+@route.put("/os-services/enable", rule=UPDATE, accepts=_which(Property(_TEXT)), answers=_CHANGED)
 def enable(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Let new work be placed on a service again; that ends a drain of it, or of all that a host serves."""
     host, binary = wanted["host"], _binary(wanted)
@@ -94,7 +97,7 @@ def enable(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     return {"host": host, "service": binary, "binary": binary, "status": "enabled", "disabled": False}
 
 
-@route.put("/os-services/disable", rule=UPDATE, accepts=_which(Property(_TEXT)))
+@route.put("/os-services/disable", rule=UPDATE, accepts=_which(Property(_TEXT)), answers=_CHANGED)
 def disable(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Place no new work on a service."""
     host, binary = wanted["host"], _binary(wanted)
@@ -106,6 +109,7 @@ def disable(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     "/os-services/disable-log-reason",
     rule=UPDATE,
     accepts=_which(required(Property(_WORD, trim=True))),
+    answers=_CHANGED,
 )
 def disable_with_reason(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Place no new work on a service, and say why."""
@@ -118,6 +122,7 @@ def disable_with_reason(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     "/os-services/drain",
     rule=UPDATE,
     accepts=body(None, host=_HOST, disabled_reason=Property({**_TEXT, "maxLength": 255})),
+    answers=shape(host=STRING, empty=FLAG, backends=list_of(OBJECT)),
 )
 def drain(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Let a volume host begin nothing new, and tell what is left to it; may be repeated until it is empty."""
@@ -216,13 +221,26 @@ def _services(call: Call) -> list[Service]:
 # --- pools -----------------------------------------------------------------------------------------------
 
 
-@route.get("/scheduler-stats/get_pools", rule=POOLS, until="3.27", query=("detail",))
+@route.get(
+    "/scheduler-stats/get_pools",
+    rule=POOLS,
+    until="3.27",
+    query=("detail",),
+    answers=listed("pools", name=STRING),
+)
 def pools(call: Call) -> dict[str, Any]:
     """List the pools that the scheduler may choose from."""
     return _show_pools(call, _pools(call))
 
 
-@route.get("/scheduler-stats/get_pools", rule=POOLS, since="3.28", until="3.30", query=("detail",))
+@route.get(
+    "/scheduler-stats/get_pools",
+    rule=POOLS,
+    since="3.28",
+    until="3.30",
+    query=("detail",),
+    answers=listed("pools", name=STRING),
+)
 def pools_by_capability(call: Call) -> dict[str, Any]:
     """List pools that have the name and the capabilities asked for."""
     wanted = _filters(call)
@@ -230,7 +248,14 @@ def pools_by_capability(call: Call) -> dict[str, Any]:
     return _show_pools(call, [pool for pool in _pools(call) if _fits(pool, wanted)])
 
 
-@route.get("/scheduler-stats/get_pools", rule=POOLS, since="3.31", until="3.34", query=("detail", "name"))
+@route.get(
+    "/scheduler-stats/get_pools",
+    rule=POOLS,
+    since="3.31",
+    until="3.34",
+    query=("detail", "name"),
+    answers=listed("pools", name=STRING),
+)
 def pools_by_name(call: Call) -> dict[str, Any]:
     """List pools by the configured filters."""
     wanted = _configured(call)
@@ -238,7 +263,13 @@ def pools_by_name(call: Call) -> dict[str, Any]:
     return _show_pools(call, [pool for pool in _pools(call) if _fits(pool, wanted)])
 
 
-@route.get("/scheduler-stats/get_pools", rule=POOLS, since="3.35", query=("detail", "name", "volume_type"))
+@route.get(
+    "/scheduler-stats/get_pools",
+    rule=POOLS,
+    since="3.35",
+    query=("detail", "name", "volume_type"),
+    answers=listed("pools", name=STRING),
+)
 def pools_by_type(call: Call) -> dict[str, Any]:
     """List pools by the configured filters; `volume_type` asks which could take a volume of it."""
     wanted = _configured(call)
@@ -328,7 +359,10 @@ def _capabilities(pool: Pool) -> dict[str, Any]:
 # --- zones, extensions, filters --------------------------------------------------------------------------
 
 
-@route.get("/os-availability-zone")
+@route.get(
+    "/os-availability-zone",
+    answers=listed("availabilityZoneInfo", zoneName=STRING, zoneState=shape(available=FLAG)),
+)
 def zones(call: Call) -> dict[str, Any]:
     """List the zones of volume services; one is available while any of its services is enabled."""
     available: dict[str, bool] = {}
@@ -340,13 +374,13 @@ def zones(call: Call) -> dict[str, Any]:
     return {"availabilityZoneInfo": told}
 
 
-@route.get("/extensions")
+@route.get("/extensions", answers=shape(extensions=list_of(_EXTENSION)))
 def index_extensions(_call: Call) -> dict[str, Any]:
     """List the parts of the API that used to be optional."""
     return {"extensions": [each.told() for each in EXTENSIONS.values()]}
 
 
-@route.get("/extensions/{alias}")
+@route.get("/extensions/{alias}", answers=shape(extension=_EXTENSION))
 def show_extension(_call: Call, alias: str) -> dict[str, Any]:
     """Show one extension."""
     if alias not in EXTENSIONS:
@@ -354,7 +388,12 @@ def show_extension(_call: Call, alias: str) -> dict[str, Any]:
     return {"extension": EXTENSIONS[alias].told()}
 
 
-@route.get("/resource_filters", since="3.33", query=("resource",))
+@route.get(
+    "/resource_filters",
+    since="3.33",
+    query=("resource",),
+    answers=listed("resource_filters", resource=STRING, filters=list_of(STRING)),
+)
 def resource_filters(call: Call) -> dict[str, Any]:
     """List the filters open to everybody, of all resources or of one."""
     known = configured_filters(call.options.resource_query_filters_file)

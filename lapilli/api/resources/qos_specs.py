@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.api.access import ADMIN, rule
+from lapilli.api.answers import OBJECT, STRING, STRINGS, list_of, listed, shape
 from lapilli.api.fields import REQUIRED_NAME, STR255, Look, Property, body, field, required, view
 from lapilli.api.listing import flag_param, listing
 from lapilli.api.resource import Call, Routes
@@ -29,6 +30,7 @@ SPECS = view(
     field("consumer", schema={"type": "string", "enum": list(CONSUMERS)}),
     field("specs", schema={"type": "object", "additionalProperties": {"type": "string"}}),
 )
+_SHOWN = shape(qos_specs=SPECS.schema(0), links=list_of(OBJECT))
 LIST = listing(QosSpecs, "qos_specs", resource=None, project=None, like=None)
 
 _CONSUMER = Property({"type": "string", "enum": list(CONSUMERS)})
@@ -44,7 +46,7 @@ def index(call: Call) -> dict[str, Any]:
     return shown
 
 
-@route.get("/qos-specs/{specs_id}", rule=GET)
+@route.get("/qos-specs/{specs_id}", rule=GET, answers=_SHOWN)
 def show(call: Call, specs_id: str) -> dict[str, Any]:
     """Show QoS specs."""
     return _shown(call, _get(call, specs_id))
@@ -55,6 +57,7 @@ def show(call: Call, specs_id: str) -> dict[str, Any]:
     rule=CREATE,
     accepts=body("qos_specs", name=REQUIRED_NAME, consumer=_CONSUMER, extra=STR255, rules=_KEYS),
     resume=lambda call, earlier: None if earlier.made is None else _shown(call, earlier.made),
+    answers=_SHOWN,
 )
 def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     """Create QoS specs: every key beside name and consumer is a limit."""
@@ -66,6 +69,7 @@ def create(call: Call, wanted: dict[str, Any]) -> dict[str, Any]:
     "/qos-specs/{specs_id}",
     rule=UPDATE,
     accepts=body("qos_specs", consumer=_CONSUMER, extra=STR255, rules=_KEYS, least=1),
+    answers=shape(qos_specs=STRINGS),
 )
 def update(call: Call, specs_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Add or change keys, or the consumer."""
@@ -94,7 +98,11 @@ def delete_keys(call: Call, specs_id: str, wanted: dict[str, Any]) -> None:
     flows.delete_keys(call.core, specs_id, wanted["keys"])
 
 
-@route.get("/qos-specs/{specs_id}/associations", rule=GET_ALL)
+@route.get(
+    "/qos-specs/{specs_id}/associations",
+    rule=GET_ALL,
+    answers=listed("qos_associations", association_type=STRING, name=STRING, id=STRING),
+)
 def index_associations(call: Call, specs_id: str) -> dict[str, Any]:
     """List the volume types that are bound to QoS specs."""
     _get(call, specs_id)

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli.api.access import ADMIN, READER, Rule, rule
+from lapilli.api.answers import OBJECT, STRING, WHOLE, list_of, map_of, shape
 from lapilli.api.fields import MAX_INT, Body, body
 from lapilli.api.listing import flag_param
 from lapilli.api.resource import Call, Routes
@@ -23,6 +24,10 @@ SEE_USED = rule("limits_extension:used_limits", READER)
 CLASS_GET = rule("volume_extension:quota_classes:get", ADMIN)
 CLASS_UPDATE = rule("volume_extension:quota_classes:update", ADMIN)
 
+_LIMITS = map_of({"anyOf": [WHOLE, STRING, shape(limit=WHOLE, in_use=WHOLE, reserved=WHOLE)]})
+_QUOTA_SET = shape(quota_set=_LIMITS)
+_CLASS_SET = shape(quota_class_set=_LIMITS)
+_ABSOLUTE = shape(limits=shape(rate=list_of(OBJECT), absolute=map_of(WHOLE)))
 _LIMIT = {"type": "integer", "minimum": -1, "maximum": MAX_INT}
 # Clients name the project or the class in the body too; the URL decides.
 _IGNORED = ("tenant_id", "id", "class_name")
@@ -40,7 +45,7 @@ def _limits_body(key: str) -> Body:
 # --- quota sets ------------------------------------------------------------------------------------------
 
 
-@route.get("/os-quota-sets/{target}", rule=SHOW, query=("usage",))
+@route.get("/os-quota-sets/{target}", rule=SHOW, query=("usage",), answers=_QUOTA_SET)
 def show(call: Call, target: str) -> dict[str, Any]:
     """Show a project's limits, with `usage` also what it holds."""
     _own(call, target, SHOW)
@@ -54,7 +59,7 @@ def show(call: Call, target: str) -> dict[str, Any]:
     return {"quota_set": {**told, "id": target}}
 
 
-@route.get("/os-quota-sets/{target}/defaults", rule=SHOW)
+@route.get("/os-quota-sets/{target}/defaults", rule=SHOW, answers=_QUOTA_SET)
 def defaults(call: Call, target: str) -> dict[str, Any]:
     """Show the limits of a project that has none of its own."""
     _own(call, target, SHOW)
@@ -67,6 +72,7 @@ def defaults(call: Call, target: str) -> dict[str, Any]:
     "/os-quota-sets/{target}",
     rule=rule("volume_extension:quotas:update", ADMIN),
     accepts=_limits_body("quota_set"),
+    answers=_QUOTA_SET,
 )
 def update(call: Call, target: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Give a project limits of its own."""
@@ -82,13 +88,18 @@ def delete(call: Call, target: str) -> None:
 # --- quota classes ---------------------------------------------------------------------------------------
 
 
-@route.get("/os-quota-class-sets/{name}", rule=CLASS_GET)
+@route.get("/os-quota-class-sets/{name}", rule=CLASS_GET, answers=_CLASS_SET)
 def show_class(call: Call, name: str) -> dict[str, Any]:
     """Show the limits of a quota class; `default` is what every project has."""
     return {"quota_class_set": {**_class(call, name), "id": name}}
 
 
-@route.put("/os-quota-class-sets/{name}", rule=CLASS_UPDATE, accepts=_limits_body("quota_class_set"))
+@route.put(
+    "/os-quota-class-sets/{name}",
+    rule=CLASS_UPDATE,
+    accepts=_limits_body("quota_class_set"),
+    answers=_CLASS_SET,
+)
 def update_class(call: Call, name: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Change the limits of a quota class."""
     return {"quota_class_set": flows.update_class(call.core, name, _changes(wanted))}
@@ -112,13 +123,13 @@ _USED = {
 }
 
 
-@route.get("/limits", until="3.38")
+@route.get("/limits", until="3.38", answers=_ABSOLUTE)
 def limits(call: Call) -> dict[str, Any]:
     """Show the caller's limits and what is used of them."""
     return _absolute(call, call.context.project_id)
 
 
-@route.get("/limits", since="3.39", query=("project_id", "tenant_id"))
+@route.get("/limits", since="3.39", query=("project_id", "tenant_id"), answers=_ABSOLUTE)
 def limits_of_project(call: Call) -> dict[str, Any]:
     """Show limits and use of the caller's project, or of another one to an administrator."""
     asked = call.params.get("project_id") or call.params.get("tenant_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
+from lapilli.api.answers import META, METADATA
 from lapilli.api.fields import (
     BOOL,
     NAME,
@@ -142,31 +143,37 @@ def delete(call: Call, snapshot_id: str) -> None:
 # --- metadata --------------------------------------------------------------------------------------------
 
 
-@route.get("/snapshots/{snapshot_id}/metadata", rule=GET_METADATA)
+@route.get("/snapshots/{snapshot_id}/metadata", rule=GET_METADATA, answers=METADATA)
 def index_metadata(call: Call, snapshot_id: str) -> dict[str, Any]:
     """List a snapshot's metadata."""
     return {"metadata": _get(call, snapshot_id).metadata}
 
 
-@route.post("/snapshots/{snapshot_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, repeatable=True)
+@route.post(
+    "/snapshots/{snapshot_id}/metadata",
+    rule=UPDATE_METADATA,
+    accepts=_METADATA,
+    repeatable=True,
+    answers=METADATA,
+)
 def merge_metadata(call: Call, snapshot_id: str, wanted: dict[str, str]) -> dict[str, Any]:
     """Add or change metadata."""
     return {"metadata": flows.write_metadata(call.core, _get(call, snapshot_id), wanted, replace=False)}
 
 
-@route.put("/snapshots/{snapshot_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA)
+@route.put("/snapshots/{snapshot_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, answers=METADATA)
 def replace_metadata(call: Call, snapshot_id: str, wanted: dict[str, str]) -> dict[str, Any]:
     """Replace all metadata."""
     return {"metadata": flows.write_metadata(call.core, _get(call, snapshot_id), wanted, replace=True)}
 
 
-@route.get("/snapshots/{snapshot_id}/metadata/{key}", rule=GET_METADATA)
+@route.get("/snapshots/{snapshot_id}/metadata/{key}", rule=GET_METADATA, answers=META)
 def show_meta(call: Call, snapshot_id: str, key: str) -> dict[str, Any]:
     """Show one metadata item."""
     return {"meta": {key: _meta(_get(call, snapshot_id), key)}}
 
 
-@route.put("/snapshots/{snapshot_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META)
+@route.put("/snapshots/{snapshot_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, answers=META)
 def update_meta(call: Call, snapshot_id: str, key: str, wanted: dict[str, str]) -> dict[str, Any]:
     """Set one metadata item."""
     if key not in wanted:

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
+from lapilli.api.answers import OBJECT, STRING, TEXT, listed, map_of, shape
 from lapilli.api.fields import (
     MAX_INT,
     METADATA_KEY,
@@ -199,7 +200,7 @@ _SPEC_KEYS = {
 _ONE_SPEC = body(None, extra=STR255, rules={**_SPEC_KEYS, "minProperties": 1, "maxProperties": 1})
 
 
-@route.get("/types/{type_id}/extra_specs", rule=SPECS_INDEX)
+@route.get("/types/{type_id}/extra_specs", rule=SPECS_INDEX, answers=shape(extra_specs=map_of(TEXT)))
 def index_specs(call: Call, type_id: str) -> dict[str, Any]:
     """List a type's extra specs, as far as the caller may see them."""
     return {"extra_specs": _specs(call, type_id)}
@@ -210,6 +211,7 @@ def index_specs(call: Call, type_id: str) -> dict[str, Any]:
     rule=rule("volume_extension:types_extra_specs:create", ADMIN),
     accepts=body("extra_specs", extra=STR255, rules=_SPEC_KEYS),
     repeatable=True,
+    answers=shape(extra_specs=map_of(TEXT)),
 )
 def create_specs(call: Call, type_id: str, specs: dict[str, str]) -> dict[str, Any]:
     """Add or change extra specs."""
@@ -217,7 +219,7 @@ def create_specs(call: Call, type_id: str, specs: dict[str, str]) -> dict[str, A
     return {"extra_specs": specs}
 
 
-@route.get("/types/{type_id}/extra_specs/{key}", rule=SPECS_SHOW)
+@route.get("/types/{type_id}/extra_specs/{key}", rule=SPECS_SHOW, answers=map_of(TEXT))
 def show_spec(call: Call, type_id: str, key: str) -> dict[str, Any]:
     """Show one extra spec; one that the caller may not see is not found."""
     specs = _specs(call, type_id)
@@ -230,6 +232,7 @@ def show_spec(call: Call, type_id: str, key: str) -> dict[str, Any]:
     "/types/{type_id}/extra_specs/{key}",
     rule=rule("volume_extension:types_extra_specs:update", ADMIN),
     accepts=_ONE_SPEC,
+    answers=map_of(TEXT),
 )
 def update_spec(call: Call, type_id: str, key: str, specs: dict[str, str]) -> dict[str, Any]:
     """Set one extra spec."""
@@ -267,14 +270,16 @@ _KEY_SIZE = Property(
 )
 
 
-@route.get(_ENCRYPTION, rule=rule("volume_extension:volume_type_encryption:get", ADMIN))
+@route.get(_ENCRYPTION, rule=rule("volume_extension:volume_type_encryption:get", ADMIN), answers=OBJECT)
 def show_encryption(call: Call, type_id: str) -> dict[str, Any]:
     """Show how volumes of a type are encrypted: nothing for one that is not."""
     return _encryption(_get(call, type_id))
 
 
 @route.get(
-    "/types/{type_id}/encryption/{key}", rule=rule("volume_extension:volume_type_encryption:get", ADMIN)
+    "/types/{type_id}/encryption/{key}",
+    rule=rule("volume_extension:volume_type_encryption:get", ADMIN),
+    answers=OBJECT,
 )
 def show_encryption_key(call: Call, type_id: str, key: str) -> dict[str, Any]:
     """Show one value of a type's encryption."""
@@ -294,6 +299,7 @@ def show_encryption_key(call: Call, type_id: str, key: str) -> dict[str, Any]:
         cipher=_CIPHER,
         key_size=_KEY_SIZE,
     ),
+    answers=shape(encryption=shape(volume_type_id=STRING, encryption_id=STRING)),
 )
 def create_encryption(call: Call, type_id: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Let volumes of a type be encrypted."""
@@ -309,6 +315,7 @@ def create_encryption(call: Call, type_id: str, wanted: dict[str, Any]) -> dict[
     accepts=body(
         "encryption", provider=_PROVIDER, control_location=_LOCATION, cipher=_CIPHER, key_size=_KEY_SIZE
     ),
+    answers=shape(encryption=OBJECT),
 )
 def update_encryption(
     call: Call, type_id: str, _encryption_id: str, wanted: dict[str, Any]
@@ -344,6 +351,7 @@ _PROJECT = body(None, project=required(Property({"type": "string", "minLength": 
 @route.get(
     "/types/{type_id}/os-volume-type-access",
     rule=rule("volume_extension:volume_type_access:get_all_for_type", ADMIN),
+    answers=listed("volume_type_access", volume_type_id=STRING, project_id=STRING),
 )
 def index_access(call: Call, type_id: str) -> dict[str, Any]:
     """List the projects that a private type is granted to."""

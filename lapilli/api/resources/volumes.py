@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
+from lapilli.api.answers import META, METADATA, STRING, TEXT, WHOLE, list_of, map_of, shape, shaped
 from lapilli.api.bodies import HINTS_KEY, VOLUME_CREATE as _CREATE, VOLUME_NAMES
 from lapilli.api.fields import (
     METADATA_SCHEMA,
@@ -127,14 +128,29 @@ def _totals(call: Call, connection: sa.Connection) -> tuple[list[sa.ColumnElemen
     return where, {"total_count": number, "total_size": size}
 
 
-@route.get("/volumes/summary", rule=GET_ALL, since="3.12", until="3.35", query=("all_tenants",))
+@route.get(
+    "/volumes/summary",
+    rule=GET_ALL,
+    since="3.12",
+    until="3.35",
+    query=("all_tenants",),
+    answers=shaped({"volume-summary": shape(total_count=WHOLE, total_size=WHOLE)}),
+)
 def summary(call: Call) -> dict[str, Any]:
     """Tell number and size of the volumes."""
     with call.core.store.read() as connection:
         return {"volume-summary": _totals(call, connection)[1]}
 
 
-@route.get("/volumes/summary", rule=GET_ALL, since="3.36", query=("all_tenants",))
+@route.get(
+    "/volumes/summary",
+    rule=GET_ALL,
+    since="3.36",
+    query=("all_tenants",),
+    answers=shaped(
+        {"volume-summary": shape(total_count=WHOLE, total_size=WHOLE, metadata=map_of(list_of(STRING)))}
+    ),
+)
 def summary_with_metadata(call: Call) -> dict[str, Any]:
     """Tell number, size and metadata of the volumes."""
     with call.core.store.read() as connection:
@@ -292,13 +308,13 @@ def _match(call: Call) -> dict[str, Any]:
     return {"if_match": wanted[0], "etag": tag}
 
 
-@route.get("/volumes/{volume_id}/metadata", rule=GET_METADATA, until="3.14")
+@route.get("/volumes/{volume_id}/metadata", rule=GET_METADATA, until="3.14", answers=METADATA)
 def metadata(call: Call, volume_id: str) -> dict[str, Any]:
     """Show the metadata of a volume."""
     return {"metadata": _read(call, volume_id).metadata}
 
 
-@route.get("/volumes/{volume_id}/metadata", rule=GET_METADATA, since="3.15")
+@route.get("/volumes/{volume_id}/metadata", rule=GET_METADATA, since="3.15", answers=METADATA)
 def metadata_with_etag(call: Call, volume_id: str) -> bytes:
     """Show the metadata of a volume, with an ETag of its present state."""
     present = _read(call, volume_id).metadata
@@ -306,26 +322,36 @@ def metadata_with_etag(call: Call, volume_id: str) -> bytes:
     return _encoded(present)
 
 
-@route.post("/volumes/{volume_id}/metadata", rule=CREATE_METADATA, accepts=_METADATA, repeatable=True)
+@route.post(
+    "/volumes/{volume_id}/metadata",
+    rule=CREATE_METADATA,
+    accepts=_METADATA,
+    repeatable=True,
+    answers=METADATA,
+)
 def merge_metadata(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
     """Merge keys into the metadata of a volume."""
     return {"metadata": flows.write_metadata(call.core, _read(call, volume_id), changes, replace=False)}
 
 
-@route.put("/volumes/{volume_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, until="3.14")
+@route.put(
+    "/volumes/{volume_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, until="3.14", answers=METADATA
+)
 def replace_metadata(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
     """Replace the metadata of a volume."""
     return {"metadata": flows.write_metadata(call.core, _read(call, volume_id), changes, replace=True)}
 
 
-@route.put("/volumes/{volume_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, since="3.15")
+@route.put(
+    "/volumes/{volume_id}/metadata", rule=UPDATE_METADATA, accepts=_METADATA, since="3.15", answers=METADATA
+)
 def replace_metadata_if(call: Call, volume_id: str, changes: dict[str, str]) -> dict[str, Any]:
     """Replace the metadata of a volume, with `If-Match` only in the state that it names."""
     volume = _read(call, volume_id)
     return {"metadata": flows.write_metadata(call.core, volume, changes, replace=True, **_match(call))}
 
 
-@route.get("/volumes/{volume_id}/metadata/{key}", rule=GET_METADATA)
+@route.get("/volumes/{volume_id}/metadata/{key}", rule=GET_METADATA, answers=META)
 def metadata_item(call: Call, volume_id: str, key: str) -> dict[str, Any]:
     """Show one key of the metadata."""
     present = _read(call, volume_id).metadata
@@ -340,14 +366,18 @@ def _one_key(changes: dict[str, str], key: str) -> dict[str, str]:
     return changes
 
 
-@route.put("/volumes/{volume_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, until="3.14")
+@route.put(
+    "/volumes/{volume_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, until="3.14", answers=META
+)
 def write_metadata_item(call: Call, volume_id: str, key: str, changes: dict[str, str]) -> dict[str, Any]:
     """Write one key of the metadata."""
     flows.write_metadata(call.core, _read(call, volume_id), _one_key(changes, key), replace=False)
     return {"meta": changes}
 
 
-@route.put("/volumes/{volume_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, since="3.15")
+@route.put(
+    "/volumes/{volume_id}/metadata/{key}", rule=UPDATE_METADATA, accepts=_META, since="3.15", answers=META
+)
 def write_metadata_item_if(call: Call, volume_id: str, key: str, changes: dict[str, str]) -> dict[str, Any]:
     """Write one key of the metadata, with `If-Match` only in the state that it names."""
     volume = _read(call, volume_id)
@@ -369,13 +399,13 @@ def _encryption(volume: Volume) -> dict[str, Any]:
     return {"encryption_key_id": volume.encryption_key_id}
 
 
-@route.get("/volumes/{volume_id}/encryption", rule=SEE_ENCRYPTION)
+@route.get("/volumes/{volume_id}/encryption", rule=SEE_ENCRYPTION, answers=shape(encryption_key_id=TEXT))
 def encryption(call: Call, volume_id: str) -> dict[str, Any]:
     """Tell how a volume is encrypted."""
     return _encryption(_read(call, volume_id))
 
 
-@route.get("/volumes/{volume_id}/encryption/{key}", rule=SEE_ENCRYPTION)
+@route.get("/volumes/{volume_id}/encryption/{key}", rule=SEE_ENCRYPTION, answers=TEXT)
 def encryption_item(call: Call, volume_id: str, key: str) -> bytes:
     """Tell one fact of a volume's encryption, as a bare value."""
     facts = _encryption(_read(call, volume_id))
