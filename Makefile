@@ -40,7 +40,7 @@ cloud: venv ## Run a Keystone and a Glance to try the service with, until Ctrl-C
 .PHONY: test
 test: packages venv lint types ## Run all checks, all tests on SQLite, recovery on PostgreSQL too, the shared suite everywhere
 	@# side by side: much of both is waiting, for leases to end and for servers to start
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line --keep-going pytest test-shared
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going pytest test-shared
 
 .PHONY: pytest
 pytest: venv
