@@ -118,10 +118,8 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
     with core.store.write(durable=True) as connection:
         # again: it may have been renamed, which moves its quota, or deleted
         kind = records.get(connection, VolumeType, kind.id, lock="share")
-        limits = quotas.in_force(connection, core.quota, context.project_id)
-        quota_rules.check_volume_size(size, limits)
         deltas = quota_rules.volume_deltas(size, kind.name)
-        quotas.charge(connection, core.quota, context.project_id, deltas, limits=limits)
+        quotas.charge(connection, core.quota, context.project_id, deltas, volume_size=size)
         records.insert(connection, volume)
         row = core.journal.submit(
             connection, "volume.create", context, volume.id, role="scheduler", args=args
@@ -413,8 +411,6 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
         check_type_size(kind, new_size)
         records.enter(connection, row, volume.id, NOT_MIGRATING, same_size)
         type_name = records.get(connection, VolumeType, kind.id, lock="share").name
-        limits = quotas.in_force(connection, core.quota, volume.project_id)
-        quota_rules.check_volume_size(new_size, limits)
         args = {
             "new_size": new_size,
             "old_size": volume.size,
@@ -423,7 +419,7 @@ def extend(core: Core, context: Context, volume: Volume, new_size: int, *, allow
             "consumes_quota": volume.consumes_quota,
         }
         deltas = volume_tasks.growth_of(args, type_name)
-        quotas.charge(connection, core.quota, volume.project_id, deltas, limits=limits, reserve=True)
+        quotas.charge(connection, core.quota, volume.project_id, deltas, volume_size=new_size, reserve=True)
         submitted = core.journal.submit(
             connection, "volume.extend", context, volume.id, role="scheduler", args=args
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lapilli.domain.quotas import QuotaOptions, Usage, check
+from lapilli.domain.quotas import QuotaOptions, Usage, check, check_volume_size
 from lapilli.errors import InvalidInput
 from lapilli.store import tables, upserts
 
@@ -110,20 +110,23 @@ def charge(
     project_id: str,
     deltas: Mapping[str, int],
     *,
-    limits: Mapping[str, int] | None = None,
+    volume_size: int | None = None,
     reserve: bool = False,
 ) -> None:
     """Take (or with negative deltas give back) quota; raises `OverQuota`: then roll back.
 
-    `limits` are those in force, where the caller knows them already. With `reserve` the figures go to
-    `reserved` until `settle` decides. Raises `InvalidInput` for credentials that are for no project: what
-    they made would belong to nobody.
+    `volume_size` is that of a volume that is new or grows, which has a limit of its own. With `reserve` the
+    figures go to `reserved` until `settle` decides. Raises `InvalidInput` for credentials that are for no
+    project: what they made would belong to nobody.
     """
     if not project_id:
         raise InvalidInput("The credentials are for no project; this needs some that are.")
     held = usages(connection, project_id, hold=deltas)
     if any(delta > 0 for delta in deltas.values()):
-        check(deltas, in_force(connection, options, project_id) if limits is None else limits, held)
+        limits = in_force(connection, options, project_id)  # not before the usages are held
+        if volume_size is not None:
+            check_volume_size(volume_size, limits)
+        check(deltas, limits, held)
     _add(connection, project_id, {n: (0, d) if reserve else (d, 0) for n, d in deltas.items()})
 
 
