@@ -222,7 +222,7 @@ def test_openstack_tells_by_its_exit_status(clouds: Path) -> None:
         bad = cli.once("volume", "create", "--size", "999999", "huge")
         assert bad.returncode == 1
         assert "413" in bad.stderr
-        assert "quota 'gigabytes' is 1000 GiB" in bad.stderr
+        assert "exceeds quota 'gigabytes' of 1000 GiB" in bad.stderr
 
 
 # --- openstacksdk ----------------------------------------------------------------------------------------
