@@ -116,6 +116,10 @@ docs: venv ## Write the generated pages of docs/ anew
 clients: packages venv ## Run every command of the clients, and write the table of them anew
 	LAPILLI_WRITE_CLIENTS=1 $(bin)/python -m pytest tests/acceptance/test_commands.py $(ARGS)
 
+.PHONY: clients-keystone
+clients-keystone: packages venv ## The same with a Keystone and a Glance, but only check the table
+	LAPILLI_CLIENTS_IDENTITIES=keystone $(bin)/python -m pytest tests/acceptance/test_commands.py $(ARGS)
+
 .PHONY: openapi
 openapi: venv ## Write the API's OpenAPI 3.1 document to build/openapi.json
 	$(bin)/python scripts/generate_docs.py --openapi build/openapi.json

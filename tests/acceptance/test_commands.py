@@ -1,6 +1,7 @@
-"""Every command of the clients that needs only block storage, once; docs/reference/clients.md tells it.
+"""Every command of the clients that needs only block storage; docs/reference/clients.md tells it.
 
 `LAPILLI_WRITE_CLIENTS=1` (`make clients`) writes the page; otherwise it must say what has been seen.
+`LAPILLI_CLIENTS_IDENTITIES=own,keystone` tells who knows the callers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openstack
 import pytest
 import yaml
 from cinderclient.shell import OpenStackCinderShell
@@ -25,7 +29,8 @@ from tests.acceptance import commands, disks
 from tests.acceptance.clients import OpenStack
 from tests.acceptance.commands import command_of, lines
 from tests.api.steps import fresh, good
-from tests.service import Api, Service
+from tests.clouds.cloud import Cloud
+from tests.service import Service
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "clients.md"
 VERSION = "3.71"
@@ -36,37 +41,86 @@ _HEAD = """<!-- Made by a run of all commands (`make clients`): do not edit. -->
 
 # Commands of the clients
 
-Every command of `cinder` and `openstack` that needs only block storage, run once against `lapilli serve` with
-credentials of the service's own identity, at microversion 3.71.
+Every command of `cinder` and `openstack` that needs only block storage, run against `lapilli serve` at
+microversion 3.71, with credentials of the service's own identity. With those of a Keystone, and images in a
+Glance, `make clients-keystone` does the same.
 """
 
 
+@dataclass
+class Place:
+    """A service, and how an administrator's clients log in to it."""
+
+    url: str
+    clouds: Path
+    name: str  # of the cloud in there
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """What the clients log in with."""
+        entry: dict[str, str] = yaml.safe_load(self.clouds.read_text())["clouds"][self.name]["auth"]
+        return entry
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """With the service's own identity and images."""
     made = Service(tmp_path_factory.mktemp("commands") / "state")
     made.start()
     image = disks.make_image(made.state_dir.parent / "image.qcow2", "qcow2", b"words", virtual=1 << 20)
     words = made.command("image", "add", str(image), "--name", "debian")
     subprocess.run(words, check=True, capture_output=True)
-    yield made
+    yield Place(made.url, made.state_dir / "clouds.yaml", "lapilli")
     made.end()
+
+
+@pytest.fixture(scope="module")
+def keystone(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """With a Keystone's identity and a Glance's images."""
+    directory = tmp_path_factory.mktemp("commands")
+    config: dict[str, dict[str, Any]] = {
+        "DEFAULT": {"auth_strategy": "keystone", "image_source": "glance"},
+        "keystone_authtoken": {**cloud.authentication(), "interface": "public"},
+    }
+    service = Service(directory / "state", config=config, port=cloud.volume_port)
+    service.start()
+    with cloud.connect() as connection:
+        content = {"disk_format": "raw", "container_format": "bare", "visibility": "public"}
+        connection.image.create_image("debian", data=b"words", wait=True, **content)
+    told = cloud.variables()
+    names = {each: told[f"OS_{each.upper()}"] for each in _AUTH}
+    entry = {"auth": names, "region_name": told["OS_REGION_NAME"], "identity_api_version": "3"}
+    (directory / "clouds.yaml").write_text(yaml.safe_dump({"clouds": {"keystone": entry}}))
+    yield Place(service.url, directory / "clouds.yaml", "keystone")
+    service.end()
+
+
+_AUTH = ("auth_url", "username", "password", "project_name", "user_domain_id", "project_domain_id")
+IDENTITIES = os.environ.get("LAPILLI_CLIENTS_IDENTITIES", "own").split(",")
+
+
+@pytest.fixture(params=IDENTITIES)
+def place(request: pytest.FixtureRequest) -> Place:
+    made: Place = request.getfixturevalue(request.param)
+    return made
 
 
 class Desk:
     """Looks up the words in braces, and waits until what a command began is done."""
 
-    def __init__(self, service: Service) -> None:
-        self.api = Api(service)
-        document = yaml.safe_load((service.state_dir / "clouds.yaml").read_text())
-        self.auth: dict[str, str] = document["clouds"]["lapilli"]["auth"]
-        self.client = self.api.client
+    def __init__(self, place: Place) -> None:
+        config = openstack.config.OpenStackConfig(
+            config_files=[str(place.clouds)], load_envvars=False
+        ).get_one(place.name)
+        self.connection = openstack.connection.Connection(config=config)
+        headers = {"OpenStack-API-Version": f"volume {VERSION}"}
+        headers["X-Auth-Token"] = self.connection.auth_token
+        self.client = httpx.Client(base_url=place.url, headers=headers, timeout=60)
         self.key = ""
 
     def get(self, path: str) -> Any:
         """What the service answers the one who runs the commands."""
-        auth = (self.auth["username"], self.auth["password"])
-        headers = {"OpenStack-API-Version": f"volume {VERSION}"}
-        return good(self.client.get(path, auth=auth, headers=headers))
+        return good(self.client.get(path))
 
     def _first(self, path: str) -> Any:
         told = self.get(path)
@@ -77,12 +131,12 @@ class Desk:
         looked: dict[str, Callable[[], Any]] = {
             "host": lambda: self._first("/v3/os-services?binary=cinder-volume")["host"],
             "pool": lambda: self._first("/v3/scheduler-stats/get_pools")["name"],
-            "project": lambda: self._first("/identity/v3/auth/projects")["id"],
+            "project": lambda: self.connection.current_project_id,
             "type": lambda: self.get("/v3/types")["volume_types"][0]["id"],
             "nowhere": self._nowhere,
             "qos": lambda: self._first("/v3/qos-specs")["id"],
             "volume": lambda: self._first("/v3/volumes")["id"],
-            "image": lambda: self._first("/image/v2/images?name=debian")["id"],
+            "image": lambda: self.connection.image.find_image("debian").id,
             "attachment": self._attachment,
             "transfer": lambda: self._first("/v3/volume-transfers")["id"],
             "message": lambda: self._first("/v3/messages")["id"],
@@ -100,15 +154,15 @@ class Desk:
     def _nowhere(self) -> str:
         """A type that no back end serves."""
         told = {"name": fresh("nowhere"), "extra_specs": {"volume_backend_name": "nowhere"}}
-        made = good(self.api.post("/v3/types", {"volume_type": told}, as_="admin"))
+        made = good(self.client.post("/v3/types", json={"volume_type": told}))
         return str(made["volume_type"]["name"])
 
     def _attachment(self) -> str:
         """An attachment: one that is there, or a fresh one of the newest volume."""
         if not self.get("/v3/attachments")["attachments"]:
             told = {"attachment": {"volume_uuid": self.word("volume"), "instance_uuid": str(uuid.uuid4())}}
-            good(self.api.post("/v3/attachments", told, as_="admin"))
-        return str(self._first("/v3/attachments?all_tenants=1")["id"])
+            good(self.client.post("/v3/attachments", json=told))
+        return str(self._first("/v3/attachments")["id"])
 
     def _left(self, kind: str) -> str:
         """What a back end holds that nobody manages."""
@@ -172,12 +226,12 @@ def _check(client: str, known: set[str], told: dict[str, str], later: dict[str, 
 # --- cinder ----------------------------------------------------------------------------------------------
 
 
-def test_every_command_of_cinder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_cinder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in this process, which has the client's modules loaded already."""
-    desk = Desk(service)
+    desk = Desk(place)
     for name in [each for each in os.environ if each.startswith(("OS_", "CINDER_"))]:
         monkeypatch.delenv(name)
-    for name, value in desk.auth.items():
+    for name, value in place.auth.items():
         monkeypatch.setenv(f"OS_{name.upper()}", value)
 
     def run(words: list[str]) -> str:
@@ -194,12 +248,10 @@ def test_every_command_of_cinder(service: Service, monkeypatch: pytest.MonkeyPat
 # --- openstack -------------------------------------------------------------------------------------------
 
 
-def test_every_command_of_openstack(service: Service) -> None:
-    desk = Desk(service)
+def test_every_command_of_openstack(place: Place) -> None:
+    desk = Desk(place)
     found = [each.name for each in entry_points(group="openstack.volume.v3")]
     known = {name.replace("_", " ") for name in (*found, *COMMON)}
-    with OpenStack(
-        service.state_dir / "clouds.yaml", "lapilli", "--os-volume-api-version", VERSION
-    ) as client:
+    with OpenStack(place.clouds, place.name, "--os-volume-api-version", VERSION) as client:
         told = _seen(desk, commands.OPENSTACK, known, lambda words: client.run(*words))
     _check("openstack", known, told, commands.OPENSTACK_LATER)
