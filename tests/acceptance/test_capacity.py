@@ -200,7 +200,9 @@ def test_another_pool_is_tried(own_service: Service) -> None:
     told = "create volume from storage of the back end:The back end could not create the volume."
     assert _message(api, lost["id"]) == told
     first, second = [
-        line["message"] for line in processes.log_lines(own_service) if line["level"] == "WARNING"
+        line["message"]
+        for line in processes.log_lines(own_service)
+        if line["level"] == "WARNING" and lost["id"] in line["message"]
     ]
     assert first.endswith(" and is tried elsewhere: The disk is on fire.")
     assert second.endswith(" and is tried elsewhere: The disk is on fire.")
