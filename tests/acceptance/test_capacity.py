@@ -194,7 +194,9 @@ def test_another_pool_is_tried(own_service: Service) -> None:
     api = Api(own_service)
     broken = [{"call": "create", "error": "The disk is on fire."}]
     for name in ("one", "two"):
-        (own_service.state_dir / f"sim-{name}/faults.json").write_text(json.dumps(broken))
+        storage = own_service.state_dir / f"sim-{name}"
+        storage.mkdir(exist_ok=True)
+        (storage / "faults.json").write_text(json.dumps(broken))
     path = f"/v3/volumes/{_accepted(api)['id']}"
     lost = api.wait(path, "volume", "error")
     told = "create volume from storage of the back end:The back end could not create the volume."

@@ -193,7 +193,7 @@ def test_no_authentication_beyond_loopback(own_service: Service, command: str, a
     [
         ("DEFAULT", "report_interval", "soon", "a whole number expected"),
         ("DEFAULT", "report_interval", "0", "at least 1 expected"),
-        ("DEFAULT", "auth_strategy", "magic", "one of identity, http_basic, none, noauth expected"),
+        ("DEFAULT", "auth_strategy", "magic", "one of identity, keystone, http_basic, none, noauth expected"),
         ("DEFAULT", "quota_volumes", "many", "a whole number expected"),
         ("DEFAULT", "snapshot_same_host", "perhaps", "true or false expected"),
         ("DEFAULT", "scheduler_default_filters", "NoSuchFilter", "unknown; known are"),
@@ -447,7 +447,7 @@ def test_secrets_stay_where_they_belong(own_service: Service) -> None:
     places = {
         "the log": own_service.log.read_text(),
         "the target daemon's log": (own_service.state_dir / "tgtd.log").read_text(),
-        "the journal": json.dumps(processes.rows(own_service, "operations")),
+        "the journal": json.dumps(processes.rows(own_service, "operations"), default=str),
         "arguments of processes": "\n".join(arguments),
     }
     assert any(row["kind"] == "attachment.connect" for row in processes.rows(own_service, "operations"))
