@@ -126,9 +126,6 @@ def disassociate_all(core: Core, identifier: str) -> None:
     events.emit("qos_specs.disassociate_all", qos_specs_id=identifier)
 
 
-def of_type(connection: sa.Connection, type_id: str) -> QosSpecs | None:
+def of_type(connection: sa.Connection, kind: VolumeType) -> QosSpecs | None:
     """The specs that a volume type is bound to."""
-    kind = records.find(connection, VolumeType, type_id)
-    if kind is None or kind.qos_specs_id is None:
-        return None
-    return records.find(connection, QosSpecs, kind.qos_specs_id)
+    return records.find(connection, QosSpecs, kind.qos_specs_id) if kind.qos_specs_id else None

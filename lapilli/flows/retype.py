@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from lapilli.context import Context
 from lapilli.domain import placement, quotas as quota_rules
-from lapilli.domain.model import QosSpecs, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import InvalidInput, NoValidBackend, StorageError
 from lapilli.flows import qos
@@ -76,7 +76,7 @@ def _may_become(connection: sa.Connection, volume: Volume, old: VolumeType, new:
     if old.encryption != new.encryption:
         raise InvalidInput(f"Types {old.name} and {new.name} differ in encryption. {_MOVE}")
     if volume.attach_status == "attached" and old.qos_specs_id != new.qos_specs_id:
-        specs = [qos.of_type(connection, each.id) for each in (old, new)]
+        specs = [qos.of_type(connection, each) for each in (old, new)]
         if any(each is not None and each.consumer != "back-end" for each in specs):
             raise InvalidInput(
                 "Types whose QoS specs speak to the host cannot be changed while it is attached."
@@ -148,7 +148,7 @@ class ScheduleRetypeVolume(RecordTask):
         volume = records.get(connection, Volume, work.resource_id, lock="update")
         kind = _type(connection, work.args["new_type"])
         listed = kind.extra_specs.get("RESKEY:availability_zones") or ""
-        specs = qos.of_type(connection, kind.id)
+        specs = qos.of_type(connection, kind)
         request = placement.Request(
             size=0,
             zones=tuple(part.strip() for part in listed.split(",") if part.strip()),
@@ -201,7 +201,7 @@ def _specs(connection: sa.Connection, kind: VolumeType | None) -> dict[str, str 
     """A type's extra specs, and `qos:` before the keys of its QoS specs."""
     if kind is None:
         return {}
-    found = records.find(connection, QosSpecs, kind.qos_specs_id) if kind.qos_specs_id else None
+    found = qos.of_type(connection, kind)
     return {
         **kind.extra_specs,
         **{f"qos:{key}": value for key, value in (found.specs if found else {}).items()},

@@ -155,7 +155,7 @@ def plan_create(
         "hints": request.scheduler_hints,
         "scope": None if context.is_admin else context.project_id,
     }
-    if kind.qos_specs_id is not None and (specs := qos.of_type(connection, kind.id)) is not None:
+    if kind.qos_specs_id is not None and (specs := qos.of_type(connection, kind)) is not None:
         spec["qos"] = specs.specs  # for expressions of back ends
     return Plan(volume=_new_volume(context, request, sources, kind, size, zone), kind=kind, spec=spec)
 
