@@ -30,6 +30,7 @@ C = TypeVar("C", bound=type)
 
 _KEYS = {"call", "for", "error", "busy", "delay", "hang", "lie", "when", "times"}
 _LOOK = 0.1  # seconds between looks whether a fault that hangs is still there
+_PATIENCE = 2.0  # seconds for whoever is writing the file
 
 
 class Faults:
@@ -69,12 +70,19 @@ class Faults:
             return found
 
     def _read(self) -> list[dict[str, Any]]:
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                found: list[dict[str, Any]] = json.load(file)
-                return found
-        except FileNotFoundError:
-            return []
+        """The file's faults; one that is being written, and so is no JSON for a moment, is read again."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with open(self._path, encoding="utf-8") as file:
+                    found: list[dict[str, Any]] = json.load(file)
+                    return found
+            except FileNotFoundError:
+                return []
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"{self._path}: a JSON list of faults expected.") from None
+                time.sleep(_LOOK)
 
     def _strike(self, fault: Mapping[str, Any]) -> None:
         if fault.get("delay"):

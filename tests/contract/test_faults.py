@@ -41,6 +41,17 @@ def strike(directory: Path, *faults: dict[str, Any]) -> Path:
     return path
 
 
+def test_a_file_that_is_being_written_is_read_again(driver: Sim, tmp_path: Path) -> None:
+    path = strike(tmp_path, {"call": "create", "error": "The disk is on fire."})
+    whole = path.read_text()
+    path.write_text(whole[:20])
+    later = threading.Timer(0.3, path.write_text, [whole])
+    later.start()
+    with pytest.raises(StorageError, match="on fire"):
+        driver.create(VOLUME)
+    later.join()
+
+
 def methods(*protocols: type) -> set[str]:
     return {
         name
