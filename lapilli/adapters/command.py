@@ -18,6 +18,7 @@ from lapilli.errors import StorageError
 
 _TAIL = 4096
 _TICK = 1.0  # seconds
+_PATH = re.compile(r"(?:^|=)(/[^,]+)")  # an argument that is one, or options as QEMU takes them
 _USERINFO = re.compile(r"//[^/@\s]+@")
 
 
@@ -131,9 +132,8 @@ def _end(child: subprocess.Popen[bytes]) -> int:
 
 def _for_users(complaint: str, arguments: Sequence[str]) -> str:
     """The last lines without this host's paths and without what stands before the host in a URL."""
-    for argument in arguments:
-        if argument.startswith("/"):
-            complaint = complaint.replace(argument, os.path.basename(argument))
+    for path in (found for argument in arguments for found in _PATH.findall(argument)):
+        complaint = complaint.replace(path, os.path.basename(path))
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     return _USERINFO.sub("//***@", " ".join(lines[-2:]))[:300]
 

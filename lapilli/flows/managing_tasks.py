@@ -19,7 +19,6 @@ from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.scheduling import claim_capacity, place
 from lapilli.flows.volume_tasks import (
-    GIB,
     backend_host,
     complain,
     forget_snapshot,
@@ -29,7 +28,7 @@ from lapilli.flows.volume_tasks import (
     reference,
     snapshot_reference,
 )
-from lapilli.ports.driver import Existing, Managing, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, Existing, Managing, SnapshotRef, VolumeRef
 from lapilli.store import quotas, records, tables
 
 MANAGE = transition("volume", "manage")

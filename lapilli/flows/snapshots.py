@@ -17,7 +17,6 @@ from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.volume_tasks import (
-    GIB,
     backend_host,
     complain,
     forget_snapshot,
@@ -27,7 +26,7 @@ from lapilli.flows.volume_tasks import (
     snapshot_reference,
 )
 from lapilli.flows.volumes import not_frozen, not_migrating
-from lapilli.ports.driver import SnapshotRef
+from lapilli.ports.driver import GIB, SnapshotRef
 from lapilli.store import quotas, records, tables
 from lapilli.store.session import rerun_when_contended
 

@@ -17,7 +17,7 @@ from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.scheduling import claim_capacity, place, request_for
-from lapilli.ports.driver import Driver, ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, Driver, ImageCache, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables
 
@@ -28,7 +28,6 @@ EXTEND = transition("volume", "extend")
 UPLOAD = transition("volume", "upload")
 DELETE_SNAPSHOT = transition("snapshot", "delete")
 REFUSED_SNAPSHOT = transition("snapshot", "delete_refused")
-GIB = 2**30
 
 
 # --- what tasks share ------------------------------------------------------------------------------------
@@ -390,15 +389,16 @@ class ExtendVolume(Task):
         """Raises `StorageError`."""
         volume = load(work)
         backend = work.storage
-        backend.driver.extend(reference(volume), work.args["new_size"])
-        if (backend.driver.size_of(reference(volume)) or 0) < work.args["new_size"] * GIB:
+        ref, new_size = reference(volume), work.args["new_size"]
+        backend.driver.extend(ref, new_size)
+        length = new_size * GIB + ref.overhead
+        if (backend.driver.size_of(ref) or 0) < length:
             raise StorageError(f"The back end says that it extended volume {volume.id}, but it has not.")
         with work.core.store.read() as connection:
             export = records.find(connection, Export, volume.id)
         if export is not None:
-            address = backend.driver.address(reference(volume))
-            spec = ExportSpec(volume.id, address, export.data, export.secret)
-            backend.target.resize(spec, work.args["new_size"])
+            spec = ExportSpec(volume.id, backend.driver.address(ref), export.data, export.secret)
+            backend.target.resize(spec, length)
 
 
 class ExtendVolumeOnFinish(RecordTask):

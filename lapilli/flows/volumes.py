@@ -21,7 +21,8 @@ from lapilli.errors import Forbidden, InvalidInput, InvalidState, NotFound, Prec
 from lapilli.flows import images, qos, volume_tasks, volume_types
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
-from lapilli.flows.volume_tasks import GIB, backend_host
+from lapilli.flows.volume_tasks import backend_host
+from lapilli.ports.driver import GIB
 from lapilli.store import quotas, records, tables
 from lapilli.store.session import rerun_when_contended
 

@@ -14,15 +14,25 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+GIB = 1 << 30
 Progress = Callable[[int, int], None]  # (bytes done, bytes total); cheap to call often
 
 
 class VolumeRef(msgspec.Struct, frozen=True):
-    """What a driver needs to know of a volume: its id, its size in GiB and the pool it is placed in."""
+    """What a driver needs to know of a volume: its id, its size in GiB and the pool it is placed in.
+
+    `overhead` are the bytes that it holds beyond its size: the header of an encrypted one.
+    """
 
     id: str
     size: int
     pool: str
+    overhead: int = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes that it has at its back end, or more where that counts in larger units."""
+        return self.size * GIB + self.overhead
 
 
 class SnapshotRef(msgspec.Struct, frozen=True):
@@ -35,11 +45,19 @@ class SnapshotRef(msgspec.Struct, frozen=True):
 
 
 class BlockAddress(msgspec.Struct, frozen=True):
-    """Where QEMU (and a user-space target) reaches a volume: `kind` is file, block, rbd or nbd."""
+    """Where QEMU (and a user-space target) reaches the raw bytes of a volume.
+
+    By `kind`, `location` and `options` are:
+    file, block: an absolute path;
+    rbd: `pool/image`; `conf` (path of the cluster's configuration) and `user` (without `client.`);
+    nbd: path of a Unix socket; `export` (name of the export);
+    iscsi: `address:port`; `iqn`, `lun`.
+    Nothing here is a secret: Ceph's keys are in the files that its configuration names.
+    """
 
     kind: str
     location: str
-    format: str = "raw"
+    options: dict[str, str] = {}
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +94,12 @@ class Driver(Protocol):
         """
 
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
-        """Make a volume with the snapshot's content, grown to `volume.size`."""
+        """Make a volume with the snapshot's content, grown to `volume.length`."""
 
     def clone(
         self, volume: VolumeRef, source: VolumeRef, progress: Progress, *, in_use: bool = False
     ) -> None:
-        """Make a volume with the source's content of one moment, grown to `volume.size`.
+        """Make a volume with the source's content of one moment, grown to `volume.length`.
 
         `in_use` tells that the source may be written meanwhile. Raises `StorageError` where the clone would
         not be consistent.
@@ -94,7 +112,7 @@ class Driver(Protocol):
         """
 
     def extend(self, volume: VolumeRef, new_size: int) -> None:
-        """Grow to `new_size` GiB; a volume of that size or larger is success."""
+        """Grow to `new_size` GiB and the volume's overhead; one of that size or larger is success."""
 
     def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
         """Freeze the volume's content. With `in_use` the result must be crash-consistent, else refuse."""
@@ -193,7 +211,7 @@ class Managing(Protocol):
         """GiB that it needs as a snapshot."""
 
     def adopt(self, volume: VolumeRef, reference: Mapping[str, str]) -> None:
-        """Make it the volume, grown to `volume.size`; one that is the volume already is success."""
+        """Make it the volume, grown to `volume.length`; one that is the volume already is success."""
 
     def adopt_snapshot(self, snapshot: SnapshotRef, reference: Mapping[str, str]) -> None:
         """Make it the snapshot; one that is the snapshot already is success."""

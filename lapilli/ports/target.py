@@ -47,8 +47,8 @@ class Target(Protocol):
     def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
         """Stop serving it, cutting off sessions; a missing export is success."""
 
-    def resize(self, spec: ExportSpec, size_gib: int) -> None:
-        """Let initiators see a new size without cutting them off; a missing export is success."""
+    def resize(self, spec: ExportSpec, length: int) -> None:
+        """Let initiators see a new length (bytes) without cutting them off; a missing export is success."""
 
     def exports(self) -> Sequence[str]:
         """Ids of the volumes that are served now."""

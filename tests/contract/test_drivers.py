@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lapilli.adapters.drivers.filepool import GIB, FilePool, FilePoolOptions
+from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 from lapilli.adapters.drivers.sim import Sim, SimOptions
 from lapilli.errors import Busy, StorageError
-from lapilli.ports.driver import ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, ImageCache, SnapshotRef, VolumeRef
 
 MIB = 1 << 20
 

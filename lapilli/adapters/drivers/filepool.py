@@ -22,9 +22,8 @@ from urllib.parse import quote, unquote
 
 from lapilli.config import option
 from lapilli.errors import Busy, StorageError
-from lapilli.ports.driver import BlockAddress, Existing, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, BlockAddress, Existing, PoolStats, Progress, SnapshotRef, VolumeRef
 
-GIB = 1 << 30
 _FICLONE = 0x40049409
 _PIECE = 4 << 20
 _PART = ".part"
@@ -149,7 +148,7 @@ class FilePool:
         if os.path.exists(path):
             return
         with _plainly(f"create volume {volume.id}"), _making(path) as made:
-            os.ftruncate(made, volume.size * GIB)
+            os.ftruncate(made, volume.size * GIB + volume.overhead)
 
     @contextlib.contextmanager
     def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:
@@ -161,7 +160,7 @@ class FilePool:
             shutil.rmtree(directory, ignore_errors=True)
             os.makedirs(directory, mode=0o700)
             with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.truncate(volume.size * GIB)
+                file.truncate(volume.length)
         try:
             yield BlockAddress(kind="file", location=path)
             with _plainly(deed):
@@ -192,9 +191,10 @@ class FilePool:
         """Grow the file to `new_size` GiB; it never shrinks."""
         with _plainly(f"extend volume {volume.id}"):
             file = _open_source(self._volume(volume.id), f"volume {volume.id}", os.O_RDWR)
+            length = new_size * GIB + volume.overhead
             try:
-                if os.fstat(file).st_size < new_size * GIB:
-                    os.ftruncate(file, new_size * GIB)
+                if os.fstat(file).st_size < length:
+                    os.ftruncate(file, length)
                     os.fsync(file)
             finally:
                 os.close(file)
@@ -205,7 +205,7 @@ class FilePool:
             source = _open_source(self._snapshot(snapshot.id), f"snapshot {snapshot.id}")
             try:
                 with _making(self._volume(volume.id), over=True) as made:
-                    self._fill(source, made, volume.size * GIB, progress)
+                    self._fill(source, made, volume.length, progress)
             finally:
                 os.close(source)
 
@@ -373,10 +373,10 @@ class FilePool:
             except _Missing:  # evicted meanwhile
                 return False
             try:
-                if os.fstat(source).st_size > volume.size * GIB:
+                if os.fstat(source).st_size > volume.length:
                     return False
                 with _making(self._volume(volume.id), over=over) as made:
-                    self._fill(source, made, volume.size * GIB, _no_progress)
+                    self._fill(source, made, volume.length, _no_progress)
                 os.utime(source)  # its time is its last use
                 shutil.rmtree(self._staging(volume.id), ignore_errors=True)
             finally:
@@ -448,10 +448,10 @@ class FilePool:
         with _plainly(f"create volume {volume.id}"):
             source = _open_source(source_path, what)
             try:
-                if os.fstat(source).st_size > volume.size * GIB:
+                if os.fstat(source).st_size > volume.length:
                     raise StorageError(f"The {what} is larger than {volume.size} GiB.", retry=False)
                 with _making(path) as made:
-                    self._fill(source, made, volume.size * GIB, progress)
+                    self._fill(source, made, volume.length, progress)
             finally:
                 os.close(source)
 

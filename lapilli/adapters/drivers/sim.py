@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from lapilli.adapters.drivers.filepool import GIB, FilePool, FilePoolOptions
+from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 from lapilli.adapters.faults import Faults, strikes
 from lapilli.config import option
-from lapilli.ports.driver import BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 import re
 from typing import Any
 
-from lapilli.adapters import command
+from lapilli.adapters import command, qemu
 from lapilli.errors import ImageUnacceptable, StorageError
 from lapilli.ports.driver import BlockAddress, Progress
 
@@ -62,10 +62,10 @@ def to_raw(path: str, declared_format: str, destination: BlockAddress, progress:
 
     May be repeated: parts that are zero in the image are zeroed on the volume, without using space there.
     """
-    arguments = ["-n", "-t", "writeback", "-f", _qemu_format(declared_format), "-O", destination.format]
+    arguments = ["-n", "-t", "writeback", "-f", _qemu_format(declared_format), "--target-image-opts"]
     what = f"The image could not be converted from {declared_format}"
     try:
-        _convert([*arguments, path, destination.location], os.path.getsize(path), progress, what)
+        _convert([*arguments, path, qemu.image_options(destination)], os.path.getsize(path), progress, what)
     except StorageError as problem:
         if _CANNOT_WRITE in problem.message:
             raise  # nothing is wrong with the image: the volume has no space, or its disk fails
@@ -75,8 +75,8 @@ def to_raw(path: str, declared_format: str, destination: BlockAddress, progress:
 
 def from_raw(source: BlockAddress, disk_format: str, path: str, progress: Progress) -> None:
     """Make an image file of a volume; nothing is left of one that fails."""
-    arguments = ["-U", "-f", source.format, "-O", _qemu_format(disk_format)]
-    arguments += [*_CREATE_OPTIONS.get(disk_format, []), source.location, path]
+    arguments = ["-U", "--image-opts", "-O", _qemu_format(disk_format)]
+    arguments += [*_CREATE_OPTIONS.get(disk_format, []), qemu.image_options(source), path]
     total = os.stat(source.location).st_size if os.path.isfile(source.location) else 0
     try:
         _convert(arguments, total, progress, f"The volume could not be converted to {disk_format}")

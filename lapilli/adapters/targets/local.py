@@ -38,7 +38,7 @@ class Local:
     def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
         """The path stays."""
 
-    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+    def resize(self, spec: ExportSpec, length: int) -> None:
         """The consumer sees the new size itself."""
 
     def exports(self) -> Sequence[str]:
@@ -61,7 +61,7 @@ class Local:
             "driver_volume_type": "local",
             "data": {
                 "device_path": spec.address.location,
-                "format": spec.address.format,
+                "format": "raw",
                 "volume_id": spec.volume_id,
                 "access_mode": access_mode,
             },

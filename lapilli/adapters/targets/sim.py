@@ -68,7 +68,7 @@ class SimTarget:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(volume_id))
 
-    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+    def resize(self, spec: ExportSpec, length: int) -> None:
         """Nobody looks at the size."""
 
     def exports(self) -> Sequence[str]:

@@ -321,7 +321,7 @@ class Tgt:
             if refusal.number != TgtRefusal.NO_TARGET:
                 raise
 
-    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+    def resize(self, spec: ExportSpec, length: int) -> None:
         """Make tgtd measure the file again: READ CAPACITY then tells the new size, and sessions stand.
 
         tgtd takes a size only when it opens a file. One request that takes the unit offline and opens its
@@ -344,7 +344,7 @@ class Tgt:
         daemon = self._wire.peer() if found.connected else None
         if daemon is None or not self._ask_held(daemon, found.tid, text):
             self._wire.ask("reopen the volume", _DEVICE, _UPDATE, found.tid, _LUN, text=text)
-        emit("target.resized", target=self.name, volume_id=spec.volume_id, size=size_gib)
+        emit("target.resized", target=self.name, volume_id=spec.volume_id, length=length)
 
     def _ask_held(self, daemon: int, tid: int, text: str) -> bool:
         """Update the unit while tgtd's worker threads are held; False when it could not be done so."""
@@ -621,7 +621,7 @@ def _identity(spec: ExportSpec) -> str:
 
 
 def _path(spec: ExportSpec) -> str:
-    if spec.address.kind not in ("file", "block") or spec.address.format != "raw":
+    if spec.address.kind not in ("file", "block"):
         raise StorageError("The iSCSI target daemon serves raw files and block devices only.", retry=False)
     if "," in spec.address.location:
         raise StorageError("The iSCSI target daemon cannot serve a path that has a comma.", retry=False)
