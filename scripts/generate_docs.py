@@ -11,9 +11,11 @@ A test holds the committed pages and this program together.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -50,6 +52,7 @@ def pages() -> dict[Path, str]:
         reference / "errors.md": error_table(),
         reference / "commands.md": commands(),
         reference / "policy.md": policy_rules(),
+        reference / "backends.md": back_ends(),
     }
     text = {path: _HEAD + page.rstrip() + "\n" for path, page in made.items()}
     text[DOCS.parent / "etc" / "policy.yaml.sample"] = policy_sample()
@@ -71,6 +74,47 @@ def _table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _sentence(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+
+
+# --- back ends -------------------------------------------------------------------------------------------
+
+_CONTRACT = DOCS.parent / "tests" / "contract" / "drivers"
+
+
+def back_ends() -> str:
+    """The page of what each storage driver passes of the contract, as its last run has written down."""
+    ran = json.loads((_CONTRACT / "results.json").read_text())
+    contract = ast.parse((_CONTRACT / "test_contract.py").read_text())
+    names = [each.name for each in contract.body if getattr(each, "name", "").startswith("test_")]
+    reasons: list[str] = []
+
+    def outcome(tests: dict[str, str], name: str) -> str:
+        told = tests.get(name, "not run")
+        if not told.startswith("cannot: "):
+            return told
+        if (reason := told.removeprefix("cannot: ")) not in reasons:
+            reasons.append(reason)
+        return f"no ({reasons.index(reason) + 1})"
+
+    rows = [(_said(name), *(outcome(each["tests"], name) for each in ran.values())) for name in names]
+    table = _table(("Test", *(each["title"] for each in ran.values())), rows)
+    notes = "\n".join(f"{number}. {reason}." for number, reason in enumerate(reasons, 1))
+    return f"""# What each back end passes
+
+One suite, `tests/contract/drivers/test_contract.py`, runs unchanged on every storage driver: on files in
+`make test`, on LVM in a virtual machine (`make test-vm`), on Ceph in a cluster of one node
+(`make test-ceph`). A run writes its results down when `LAPILLI_WRITE_BACKENDS=1` is set. Volumes are read
+and written as files and block devices, or else through QEMU.
+
+{table}
+Where it says no:
+
+{notes}
+"""
+
+
+def _said(name: str) -> str:
+    return name.removeprefix("test_").replace("_", " ").capitalize()
 
 
 # --- configuration ---------------------------------------------------------------------------------------

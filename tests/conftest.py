@@ -43,15 +43,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An XFS with reflinks on a loop device."""
-    base = tmp_path_factory.mktemp("xfs")
+    yield from _mounted(tmp_path_factory.mktemp("xfs"), "mkfs.xfs", "-q", "-m", "reflink=1")
+
+
+@pytest.fixture(scope="session")
+def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An ext4, which has no reflinks, on a loop device."""
+    yield from _mounted(tmp_path_factory.mktemp("ext4"), "mkfs.ext4", "-q")
+
+
+def _mounted(base: Path, *command: str) -> Iterator[Path]:
     image, mount = base / "disk", base / "mount"
     mount.mkdir()
     subprocess.run(["truncate", "-s", "1G", image], check=True)
     try:
-        subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True, capture_output=True)
+        subprocess.run([*command, image], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        pytest.skip("xfsprogs is not installed")
+        pytest.skip(f"{command[0]} is not installed")
     except subprocess.CalledProcessError as problem:
         pytest.skip(f"a loop device cannot be mounted here: {problem.stderr}")
     yield mount

@@ -1,0 +1,103 @@
+"""The back ends that the contract suite runs on, and how it reads and writes their volumes.
+
+A suite for another back end needs a `Backend` here: how its driver is made, on storage of its own. What
+runs is chosen by `LAPILLI_BACKENDS`, names separated by commas; what needs neither a kernel module nor a
+cluster runs where nothing is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lapilli.adapters import qemu
+from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
+from lapilli.adapters.drivers.sim import Sim, SimOptions
+from lapilli.ports.driver import BlockAddress, Driver
+
+_HEX = re.compile(r"^[0-9a-f]{8}: +((?:[0-9a-f]{2} +)+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kind of back end: `make` a driver on fresh storage, with the state directory given.
+
+    `cannot` are tests that do not hold there, by name, each with the reason: they end in the table.
+    """
+
+    title: str
+    make: Callable[[pytest.FixtureRequest, Path], Driver]
+    cannot: dict[str, str] = field(default_factory=dict)
+
+
+def _sim(_request: pytest.FixtureRequest, state: Path) -> Driver:
+    return Sim(SimOptions(), name="sim", state_dir=str(state))
+
+
+def _file_pool(mount: str) -> Callable[[pytest.FixtureRequest, Path], Driver]:
+    def make(request: pytest.FixtureRequest, state: Path) -> Driver:
+        base: Path = request.getfixturevalue(mount)
+        options = FilePoolOptions(filepool_path=str(base / str(uuid.uuid4())))
+        return FilePool(options, name="files", state_dir=str(state))
+
+    return make
+
+
+BACKENDS = {
+    "sim": Backend("sim", _sim),
+    "filepool-ext4": Backend("filepool on ext4", _file_pool("ext4")),
+    "filepool-xfs": Backend("filepool on XFS", _file_pool("xfs")),
+}
+ALWAYS = ("sim", "filepool-ext4", "filepool-xfs")
+
+
+def chosen() -> list[str]:
+    """Names of the back ends to run on."""
+    wanted = os.environ.get("LAPILLI_BACKENDS")
+    names = wanted.split(",") if wanted else list(ALWAYS)
+    for name in names:
+        if name not in BACKENDS:
+            raise pytest.UsageError(f"LAPILLI_BACKENDS: {name} is not one of {', '.join(BACKENDS)}")
+    return names
+
+
+def write(address: BlockAddress, content: bytes, at: int = 0) -> None:
+    """Write to a volume; content on storage that is no file of this host goes through QEMU."""
+    if address.kind in ("file", "block"):
+        with open(address.location, "rb+") as file:
+            file.seek(at)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return
+    with tempfile.NamedTemporaryFile() as source:
+        source.write(content)
+        source.flush()
+        _qemu_io(address, f"write -q -s {source.name} {at} {len(content)}", "flush")
+
+
+def read(address: BlockAddress, length: int, at: int = 0) -> bytes:
+    """Read from a volume."""
+    if address.kind in ("file", "block"):
+        with open(address.location, "rb") as file:
+            file.seek(at)
+            return file.read(length)
+    dump = _qemu_io(address, f"read -v {at} {length}")
+    return b"".join(bytes.fromhex(line) for line in _HEX.findall(dump))[:length]
+
+
+def _qemu_io(address: BlockAddress, *commands: str) -> str:
+    words = [word for command in commands for word in ("-c", command)]
+    done = subprocess.run(
+        ["qemu-io", "--image-opts", qemu.image_options(address), *words], capture_output=True, text=True
+    )
+    assert (done.returncode, "failed" in done.stdout) == (0, False), done.stdout + done.stderr
+    return done.stdout

@@ -1,0 +1,59 @@
+"""The driver under test, and the table of what each passes (docs/reference/backends.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lapilli.ports.driver import Driver
+from tests.contract.drivers.backends import BACKENDS, chosen
+
+RESULTS = Path(__file__).with_name("results.json")
+_told: dict[str, dict[str, str]] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of the contract on every back end that is chosen."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", chosen(), scope="function")
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest, backend: str, tmp_path: Path) -> Driver:
+    """A started driver on storage that holds nothing."""
+    kind = BACKENDS[backend]
+    if reason := kind.cannot.get(request.function.__name__):
+        pytest.skip(reason)
+    made = kind.make(request, tmp_path)
+    made.start()
+    assert not [*made.volumes(), *made.snapshots()], "the storage is another's"
+    return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:  # what came of a test, for the table
+    """Note what came of each test of the contract."""
+    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    name, backend = getattr(item, "originalname", ""), getattr(item, "callspec", None)
+    if backend is not None and "backend" in backend.params and (report.when == "call" or not report.passed):
+        outcome = report.outcome
+        if report.skipped and isinstance(report.longrepr, tuple):
+            outcome = f"cannot: {report.longrepr[2].removeprefix('Skipped: ')}"  # type: ignore[assignment]
+        _told.setdefault(backend.params["backend"], {})[name] = outcome
+    return report  # type: ignore[return-value]
+
+
+def pytest_sessionfinish() -> None:
+    """Write the results of the back ends that ran, where that is asked for."""
+    if not _told or not os.environ.get("LAPILLI_WRITE_BACKENDS"):
+        return
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name, outcomes in _told.items():
+        kept[name] = {"title": BACKENDS[name].title, "tests": dict(sorted(outcomes.items()))}
+    RESULTS.write_text(json.dumps({name: kept[name] for name in BACKENDS if name in kept}, indent=1) + "\n")
