@@ -101,9 +101,8 @@ def back_ends() -> str:
     notes = "\n".join(f"{number}. {reason}." for number, reason in enumerate(reasons, 1))
     return f"""# What each back end passes
 
-One suite, `tests/contract/drivers/test_contract.py`, runs unchanged on every storage driver: on files in
-`make test`, on LVM in a virtual machine (`make test-vm`), on Ceph in a cluster of one node
-(`make test-ceph`). A run writes its results down when `LAPILLI_WRITE_BACKENDS=1` is set. Volumes are read
+One suite, `tests/contract/drivers/test_contract.py`, runs unchanged on every storage driver: on files
+here, on LVM in a virtual machine, on Ceph in a cluster of one node. A run writes its results down when `LAPILLI_WRITE_BACKENDS=1` is set. Volumes are read
 and written as files and block devices, or else through QEMU.
 
 {table}
