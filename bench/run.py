@@ -32,7 +32,10 @@ import journal
 import load
 import machine
 import scheduler
+import storage
 from service import Service, xfs_pool
+
+from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 
 HERE = Path(__file__).parent
 CLIENTS = 8
@@ -247,6 +250,15 @@ class Bench:
             name = f"{what} on {database}, p50 ({cost.statements} statements, {cost.commits} commits)"
             self.add(name, told["p50"], "ms", None, **told, **counts)
 
+    def storage(self) -> None:
+        """Snapshots and clones of the file pool's driver, small and large: they share blocks, or should."""
+        options = FilePoolOptions(filepool_path=str(Path(self.service.pool) / "storage"))
+        driver = FilePool(options, name="files", state_dir=str(self.work))
+        driver.start()
+        for what, size, times in storage.figures(driver, (1, 100), max(3, self.size.singles // 20)):
+            told = spread(times)
+            self.add(f"file pool: {what}, {size} GiB, p50", told["p50"], "ms", None, **told)
+
     def attach(self) -> None:
         """Attach with a connector (a real iSCSI export with CHAP), then delete the attachment."""
         found = self.service.job("attach", volumes=self._volumes(self.size.singles))
@@ -307,6 +319,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "list": Bench.list,
     "scheduler": Bench.scheduler,
     "journal": Bench.journal,
+    "storage": Bench.storage,
     "hosts": Bench.hosts,
 }
 

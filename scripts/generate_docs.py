@@ -102,8 +102,9 @@ def back_ends() -> str:
     return f"""# What each back end passes
 
 One suite, `tests/contract/drivers/test_contract.py`, runs unchanged on every storage driver: on files
-here, on LVM in a virtual machine, on Ceph in a cluster of one node. A run writes its results down when `LAPILLI_WRITE_BACKENDS=1` is set. Volumes are read
-and written as files and block devices, or else through QEMU.
+here, on LVM in a virtual machine, on Ceph in a cluster of one node. A run writes its results down when
+`LAPILLI_WRITE_BACKENDS=1` is set. Volumes are read and written as files and block devices, or else through
+QEMU.
 
 {table}
 Where it says no:
