@@ -2,8 +2,8 @@
 
 A worker claims a row for the time of a lease, and renews that while it works. A lease is over when somebody
 has watched its row for that time, by a clock that nobody sets, and it was not renewed; or when its owner is
-seen to be dead. Every write to a claimed row is fenced by the claim's number, so a worker that was thought
-dead cannot write over its successor. Two operations of one lane are never held at the same time.
+seen to be dead. Every write to a claimed row is fenced by the claim's number and its owner, so a worker that
+was thought dead cannot write over its successor. Two operations of one lane are never held at the same time.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Work:
         changes.setdefault("updated_at", records.now())
         statement = _fenced(tuple(changes))
         values = {f"new_{name}": value for name, value in changes.items()}
-        values |= {"op": self.operation.id, "mine": self.operation.claim}
+        values |= {"op": self.operation.id, "mine": self.operation.claim, "me": self.operation.owner}
         if connection.execute(statement, values).rowcount == 0:
             raise LeaseLost(f"Operation {self.operation.id} was taken over.")
 
@@ -118,8 +118,13 @@ class Work:
         """Look whether the operation is still ours, before what cannot be undone. Raises `LeaseLost`."""
         with self.core.store.read() as connection:
             row = records.find(connection, Operation, self.operation.id)
-        if row is None or row.claim != self.operation.claim or row.state not in HELD:
+        if row is None or not self.is_mine(row):
             raise LeaseLost(f"Operation {self.operation.id} was taken over.")
+
+    def is_mine(self, row: Operation) -> bool:
+        """Whether the row, as it is now, is held by this worker."""
+        held = self.operation.claim, self.operation.owner
+        return (row.claim, row.owner) == held and row.state in HELD
 
     def progress(self, done: int, total: int) -> None:
         """Tell how many bytes are done: a sign of life. Written at most once a second, and at the end."""
@@ -379,7 +384,13 @@ def _fenced(names: tuple[str, ...]) -> sa.Update:
     """A write to an operation's row that only succeeds under the claim number, per set of columns."""
     return (
         tables.operations.update()
-        .where(_op.id == sa.bindparam("op"), _op.claim == sa.bindparam("mine"), _op.state.in_(HELD_WORDS))
+        .where(
+            _op.id == sa.bindparam("op"),
+            _op.claim == sa.bindparam("mine"),
+            # a database that forgets its last commits in a crash gives the same number out once more
+            _op.owner == sa.bindparam("me"),
+            _op.state.in_(HELD_WORDS),
+        )
         .values({name: sa.bindparam(f"new_{name}") for name in names})
     )
 

@@ -32,7 +32,7 @@ from lapilli.errors import (
     LeaseLost,
     StorageError,
 )
-from lapilli.flows.claims import HELD, MOST_TIMINGS, UNFINISHED_WORDS, Claims, Work
+from lapilli.flows.claims import MOST_TIMINGS, UNFINISHED_WORDS, Claims, Work
 from lapilli.flows.definitions import KINDS, Backend, Postponed, RecordTask, Task
 from lapilli.flows.hangs import whereabouts
 from lapilli.flows.notices import Notices
@@ -261,7 +261,7 @@ class Journal(Claims):
             try:
                 with self.store.read() as connection:
                     present = records.find(connection, Operation, row.id)
-                if present is None or present.claim != row.claim or present.state not in HELD:
+                if present is None or not work.is_mine(present):
                     raise LeaseLost(f"Operation {row.id} has ended, or was taken over.")
                 work.take_up(present)
                 self._execute(work)

@@ -537,6 +537,26 @@ def test_every_write_of_a_lost_claim_bounces(shop: Shop) -> None:
     assert shop.row(identifier).bytes_done == 1
 
 
+def test_a_claim_that_the_database_forgot_in_a_crash_bounces(shop: Shop) -> None:
+    """The last commits before a crash need not be synced: then the next claim has the same number."""
+    identifier = shop.submit()
+    before = shop.row(identifier)
+    (lost,) = shop.claim()
+    with shop.core.store.write() as connection:
+        as_it_was = {"state": before.state, "claim": before.claim, "lease_until": None, "owner": None}
+        records.update(connection, Operation, identifier, **as_it_was)
+    (found,) = shop.claim(journal=shop.second_journal())
+    with shop.core.store.write() as connection:
+        records.update(connection, Operation, identifier, owner="far|boot|pid:[1]|1|1")
+    assert found.claim == lost.claim
+    work = Work(shop.core, lost, shop.backends[BACKEND], {})
+    with pytest.raises(LeaseLost), work.transaction() as connection:
+        _write(connection, work, "lost")
+    with pytest.raises(LeaseLost):
+        work.check()
+    assert shop.noted(identifier) is None
+
+
 def test_a_held_operation_is_nobody_elses(shop: Shop) -> None:
     identifier = shop.submit()
     shop.claim()
