@@ -32,7 +32,16 @@ from lapilli.context import Authenticator, Context
 from lapilli.domain import placement
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError, DatabaseUnavailable
-from lapilli.flows import audits, managing_tasks, retype, rewriting, snapshots, volume_tasks, volume_types  # noqa: F401 - they declare operations
+from lapilli.flows import (  # noqa: F401 - they declare operations
+    attachment_tasks,
+    audits,
+    managing_tasks,
+    retype,
+    rewriting,
+    snapshots,
+    volume_tasks,
+    volume_types,
+)
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create

@@ -5,6 +5,7 @@ Operations on one volume never run at once (they share its lane), so holders can
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,8 @@ from lapilli.domain.states import FOLLOWING, NOT_MIGRATING, transition, while_st
 from lapilli.errors import Conflict, StorageError
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
-from lapilli.flows.volume_tasks import complain, load, reference
+from lapilli.flows.exports import export_spec, holders
+from lapilli.flows.volume_tasks import complain, load
 from lapilli.ports.target import ExportSpec
 from lapilli.store import records, tables
 
@@ -26,11 +28,6 @@ DETACH_VOLUME = transition("volume", "detach")
 FAILED_DELETE = transition("volume", "delete").failed
 
 _connections = tables.connections
-
-
-def holders(connection: sa.Connection, volume_id: str) -> list[Connection]:
-    """Everyone who holds the volume's export."""
-    return records.all_of(connection, Connection, _connections.c.volume_id == volume_id)
 
 
 def all_attachments(connection: sa.Connection, volume_id: str) -> list[Attachment]:
@@ -71,14 +68,19 @@ class PrepareExport(RecordTask):
                     created_at=records.now(),
                 ),
             )
-        if work.args["holder"] not in {each.holder for each in holders(connection, volume_id)}:
+        held = {each.holder: each.connector for each in holders(connection, volume_id)}
+        holder, connector = work.args["holder"], work.args["connector"]
+        if held.get(holder, connector) != connector:
+            work.results["connector_before"] = held[holder]
+            _set_connector(connection, volume_id, holder, connector)
+        if holder not in held:
             work.results["joined"] = True  # one that was connected before stays so when this call fails
             records.insert(
                 connection,
                 Connection(
                     volume_id=volume_id,
-                    holder=work.args["holder"],
-                    connector=work.args["connector"],
+                    holder=holder,
+                    connector=connector,
                     created_at=records.now(),
                 ),
             )
@@ -88,6 +90,18 @@ class PrepareExport(RecordTask):
         records.find(connection, Volume, work.resource_id, lock="update")
         if work.results.get("joined"):
             _drop_holder(connection, work.resource_id, [work.args["holder"]])
+        elif "connector_before" in work.results:
+            before = work.results["connector_before"]
+            _set_connector(connection, work.resource_id, work.args["holder"], before)
+
+
+def _set_connector(connection: sa.Connection, volume_id: str, holder: str, connector: dict[str, Any]) -> None:
+    """Keep other facts of a holder: its initiator may have another name now."""
+    connection.execute(
+        _connections.update()
+        .where(_connections.c.volume_id == volume_id, _connections.c.holder == holder)
+        .values(connector=connector)
+    )
 
 
 def _still_may(connection: sa.Connection, volume_id: str, attachment_id: str) -> None:
@@ -109,12 +123,12 @@ class ExportVolume(Task):
         work.storage.target.export(spec)
 
     def revert(self, work: Work) -> None:
-        """Stop serving it when nobody else holds it."""
-        with work.core.store.read() as connection:
-            others = [h for h in holders(connection, work.resource_id) if h.holder != work.args["holder"]]
-            export = records.find(connection, Export, work.resource_id)
-        if work.results.get("joined") and not others and export is not None:
-            work.storage.target.unexport(work.resource_id, export.data)
+        """Stop serving it, to this holder or altogether; or serve the holder as it was before."""
+        holder, before = work.args["holder"], work.results.get("connector_before")
+        if work.results.get("joined"):
+            _withdraw(work, [holder])
+        elif before is not None:
+            work.storage.target.export(_spec(work, load(work), {holder: before}))
 
     def came_late(self, work: Work) -> None:
         """Drop the export again, in the lane's order, when its holder is none any more."""
@@ -135,12 +149,28 @@ class ExportVolume(Task):
         work.core.journal.announce(made)
 
 
-def _spec(work: Work, volume: Volume) -> ExportSpec:
+def _spec(work: Work, volume: Volume, instead: dict[str, dict[str, Any]] | None = None) -> ExportSpec:
     with work.core.store.read() as connection:
         export = records.find(connection, Export, volume.id)
-    if export is None:
-        raise StorageError("The export was dropped meanwhile.", retry=False)
-    return ExportSpec(volume.id, work.storage.driver.address(reference(volume)), export.data, export.secret)
+        if export is None:
+            raise StorageError("The export was dropped meanwhile.", retry=False)
+        return export_spec(connection, work.storage.driver, volume, export, instead=instead)
+
+
+def _withdraw(work: Work, leaving: Collection[str]) -> None:
+    """Serve the volume to those who stay, or to nobody."""
+    target = work.storage.target
+    with work.core.store.read() as connection:
+        stay = any(each.holder not in leaving for each in holders(connection, work.resource_id))
+        export = records.find(connection, Export, work.resource_id)
+        volume = records.find(connection, Volume, work.resource_id)
+        spec = None
+        if stay and export is not None and volume is not None:
+            spec = export_spec(connection, work.storage.driver, volume, export, leaving=leaving)
+    if spec is not None:
+        target.export(spec)
+    elif not stay:
+        target.unexport(work.resource_id, export.data if export else {})
 
 
 class ConnectOnFinish(RecordTask):
@@ -152,8 +182,7 @@ class ConnectOnFinish(RecordTask):
         export = records.find(connection, Export, volume.id)
         if export is None:
             raise StorageError("The export was dropped meanwhile.", retry=False)
-        address = work.storage.driver.address(reference(volume))
-        spec = ExportSpec(volume.id, address, export.data, export.secret)
+        spec = export_spec(connection, work.storage.driver, volume, export)
         mode = work.args["mode"]
         info = work.storage.target.connection_info(spec, work.args["connector"], access_mode=mode)
         info["data"] |= self._facts(work, connection, volume, mode)
@@ -249,16 +278,11 @@ operation(
 
 
 class UnexportVolume(Task):
-    """Stop serving the volume, unless others hold it too."""
+    """Stop serving the volume to those who leave."""
 
     def execute(self, work: Work) -> None:
         """Raises `StorageError`."""
-        leaving = set(work.args["holders"])
-        with work.core.store.read() as connection:
-            held = holders(connection, work.resource_id)
-            export = records.find(connection, Export, work.resource_id)
-        if all(each.holder in leaving for each in held):
-            work.storage.target.unexport(work.resource_id, export.data if export else {})
+        _withdraw(work, work.args["holders"])
 
     def came_late(self, work: Work) -> None:
         """Serve the volume again, where somebody has been connected meanwhile."""

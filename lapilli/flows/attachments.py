@@ -12,8 +12,9 @@ from lapilli.context import Context
 from lapilli.domain.model import Attachment, Operation, Volume
 from lapilli.domain.states import FOLLOWING, transition
 from lapilli.errors import Conflict, InvalidInput, InvalidState
-from lapilli.flows.attachment_tasks import all_attachments, holders, recompute
+from lapilli.flows.attachment_tasks import all_attachments, recompute
 from lapilli.flows.core import Core
+from lapilli.flows.exports import holders
 from lapilli.flows.volume_tasks import backend_host
 from lapilli.flows.volumes import NOT_MIGRATING
 from lapilli.store import records, tables

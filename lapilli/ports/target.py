@@ -18,12 +18,15 @@ class ExportSpec(msgspec.Struct, frozen=True):
     """One export: which volume, where its bytes are, and the CHAP secret (`username`, `password`), if any.
 
     `data` is what `prepare` chose (iqn, portal, lun): it is stored, and is enough to rebuild the export.
+    `connectors` are the facts of all who hold it (`initiator`, `nqn`, `host`), for `export` and `restore`: a
+    target that lets only initiators in that it knows serves these and no others.
     """
 
     volume_id: str
     address: BlockAddress
     data: dict[str, Any]
     secret: dict[str, str]
+    connectors: tuple[dict[str, Any], ...] = ()
 
 
 class Target(Protocol):
@@ -42,7 +45,11 @@ class Target(Protocol):
         """Choose public data and secret for a new export. Pure: nothing outside changes."""
 
     def export(self, spec: ExportSpec) -> None:
-        """Serve the volume; an export that is already as wanted is success."""
+        """Serve the volume; an export that is already as wanted is success.
+
+        Called again when somebody else comes to hold it too, or no longer does: who still holds it is not
+        cut off.
+        """
 
     def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
         """Stop serving it, cutting off sessions; a missing export is success."""

@@ -29,10 +29,10 @@ from lapilli.domain.model import (
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
+from lapilli.flows.exports import export_spec
 from lapilli.flows.retype import reserved_of
-from lapilli.flows.volume_tasks import backend_host, growth_of, reference
+from lapilli.flows.volume_tasks import backend_host, growth_of
 from lapilli.ports.driver import SnapshotRef, VolumeRef
-from lapilli.ports.target import ExportSpec
 from lapilli.store import outbox, records, tables
 
 # a volume in these may have nothing at its back end: a delete may have failed after its work was done
@@ -256,9 +256,8 @@ class Doctor:
             if volume is None:
                 yield Difference(f"an export of volume {identifier} is recorded, but the volume is gone")
                 continue
-            spec = ExportSpec(
-                identifier, backend.driver.address(reference(volume)), export.data, export.secret
-            )
+            with self.core.store.read() as connection:
+                spec = export_spec(connection, backend.driver, volume, export)
             yield Difference(
                 f"target {backend.target.name} does not serve volume {identifier}, which is connected",
                 partial(backend.target.export, spec),

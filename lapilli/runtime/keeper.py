@@ -16,13 +16,12 @@ import sqlalchemy as sa
 from lapilli import events
 from lapilli.domain.model import Export, Pool, Volume
 from lapilli.errors import ConfigError, DatabaseUnavailable, ImageServiceUnavailable
-from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.audits import tell_room
 from lapilli.flows.claims import HELD, LEASE
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
+from lapilli.flows.exports import export_spec
 from lapilli.flows.hangs import whereabouts
-from lapilli.flows.volume_tasks import reference
 from lapilli.ports.driver import ImageCache
 from lapilli.ports.target import ExportSpec
 from lapilli.store import records, tables
@@ -188,10 +187,11 @@ class Keeper:
             wanted = {}
             for row in rows:
                 volume = records.find(connection, Volume, row.volume_id)
-                if volume is None or volume.host is None or not holders(connection, row.volume_id):
+                if volume is None or volume.host is None:
                     continue
-                address = self.backend.driver.address(reference(volume))
-                wanted[row.volume_id] = ExportSpec(row.volume_id, address, row.data, row.secret)
+                spec = export_spec(connection, self.backend.driver, volume, row)
+                if spec.connectors:
+                    wanted[row.volume_id] = spec
         return wanted
 
     def _restore_exports(self) -> None:

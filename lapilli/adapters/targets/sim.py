@@ -1,4 +1,4 @@
-"""A simulated target: exports are empty files, which outlive processes, and its calls fail on demand.
+"""A simulated target: exports are files that tell who is let in, and its calls fail on demand.
 
 Faults (`lapilli.adapters.faults`) come from `faults.json` in its directory, and from the configuration.
 """
@@ -57,11 +57,12 @@ class SimTarget:
         return {"volume_id": volume_id}, {}
 
     def export(self, spec: ExportSpec) -> None:
-        """Make the export's file. Raises `StorageError` when the volume is not there."""
+        """Write the export's file. Raises `StorageError` when the volume is not there."""
         if not os.path.exists(spec.address.location):
             raise StorageError(f"Volume {spec.volume_id} cannot be served: it is not there.")
-        with open(self._path(spec.volume_id), "wb"):
-            pass
+        told = "".join(f"{each.get('initiator') or each.get('host')}\n" for each in spec.connectors)
+        with open(self._path(spec.volume_id), "w") as file:
+            file.write(told)
 
     def unexport(self, volume_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 - its id is enough
         """Remove the export's file."""
