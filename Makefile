@@ -76,6 +76,10 @@ model: venv ## Compare the service with its model: MODEL_MINUTES=10, MODEL_DATAB
 fuzz: venv ## Call the API as its OpenAPI document has it: FUZZ_MINUTES=10, ARGS='--seed 1'
 	$(bin)/python -m tests.fuzz.run --minutes $(FUZZ_MINUTES) $(ARGS)
 
+.PHONY: test-ceph
+test-ceph: venv ## Run the tests that need a Ceph, on one that is made for them (root, Debian)
+	$(bin)/python -m pytest tests/ceph tests/contract $(ARGS) --ceph -o faulthandler_timeout=300
+
 .PHONY: lint
 lint: venv ## Check style and formatting
 	$(bin)/ruff check .

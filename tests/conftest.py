@@ -9,25 +9,35 @@ from pathlib import Path
 import pytest
 
 from tests import databases
+from tests.ceph import cluster
+from tests.ceph.cluster import Cluster
 from tests.clouds.cloud import Cloud, running
 from tests.service import Api, Service
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--database KIND`: what every service and store of the run keeps its records in."""
+    """`--database KIND`: what every service and store of the run keeps its records in; `--ceph`."""
     parser.addoption("--database", choices=databases.KINDS, default="sqlite")
+    parser.addoption("--ceph", action="store_true", help="the tests that need a Ceph, and no others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the database."""
     databases.chosen = config.getoption("--database")
     config.addinivalue_line("markers", "only_on(*kinds, because): a test of these databases only, and why")
+    config.addinivalue_line("markers", "ceph: a test that asks for the fixture `ceph` while it runs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about other databases."""
+    """Leave out what is about other databases, and what needs a Ceph, or all else."""
     others = []
     for item in items:
+        needs_ceph = (
+            "ceph" in getattr(item, "fixturenames", ()) or item.get_closest_marker("ceph") is not None
+        )
+        if needs_ceph != config.getoption("--ceph"):
+            others.append(item)
+            continue
         mark = item.get_closest_marker("only_on")
         if mark is None:
             continue
@@ -95,4 +105,11 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A Keystone and a Glance for all tests of the run; 40 s, and root on Debian."""
     with running(tmp_path_factory.mktemp("cloud")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ceph of one node for all tests of the run; 15 s, and root on Debian."""
+    with cluster.running(tmp_path_factory.mktemp("ceph")) as made:
         yield made
