@@ -14,5 +14,5 @@ def test_its_user_writes_and_reads_through_qemu(ceph: Cluster) -> None:
         done = subprocess.run(
             ["qemu-io", "-f", "raw", "-c", command, where], capture_output=True, text=True, timeout=60
         )
-        assert done.returncode == 0 and "ops" in done.stdout, done.stdout + done.stderr
+        assert (done.returncode, "ops" in done.stdout) == (0, True), done.stdout + done.stderr
     ceph.rbd("remove", "volumes/trial", "--id", ceph.user)
