@@ -16,13 +16,13 @@ from lapilli.errors import InvalidInput, InvalidState
 from lapilli.flows.core import Core
 from lapilli.flows.managing_tasks import MANAGE, MANAGE_SNAPSHOT, UNMANAGE, UNMANAGE_SNAPSHOT
 from lapilli.flows.scheduling import claim_capacity
-from lapilli.flows.volume_tasks import backend_host, forget_snapshot, forget_volume
+from lapilli.flows.snapshots import begin_removal
+from lapilli.flows.volume_tasks import backend_host, forget_volume
 from lapilli.flows.volumes import (
     NO_SNAPSHOTS,
     NOT_ATTACHED,
     NOT_IN_GROUP,
     NOT_MIGRATING,
-    not_frozen,
 )
 from lapilli.store import records, tables
 from lapilli.store.session import rerun_when_contended
@@ -227,25 +227,6 @@ def manage_snapshot(
     return snapshot
 
 
-@rerun_when_contended
 def unmanage_snapshot(core: Core, context: Context, snapshot: Snapshot) -> None:
     """Begin to let go of a snapshot; what is at the back end stays. Raises `InvalidState`."""
-    alone = (tables.snapshots.c.group_snapshot_id.is_(None), "it is part of a group snapshot")
-    with core.store.write(durable=True) as connection:
-        volume = records.find(connection, Volume, snapshot.volume_id)
-        not_frozen(connection, volume.host if volume else None)
-        records.enter(connection, UNMANAGE_SNAPSHOT, snapshot.id, alone)
-        if volume is None or volume.host is None:
-            if core.notices is not None:
-                core.notices.snapshot(connection, snapshot.id, "delete.start", "delete.end", gone=True)
-            forget_snapshot(core.quota, connection, records.get(connection, Snapshot, snapshot.id))
-            return
-        row = core.journal.submit(
-            connection,
-            "snapshot.unmanage",
-            context,
-            snapshot.id,
-            lane=snapshot.volume_id,
-            host=backend_host(volume.host),
-        )
-    core.journal.announce(row)
+    begin_removal(core, context, snapshot, UNMANAGE_SNAPSHOT, "snapshot.unmanage")

@@ -11,7 +11,7 @@ from lapilli import events
 from lapilli.context import Context
 from lapilli.domain import quotas as quota_rules, states
 from lapilli.domain.model import Snapshot, Volume, VolumeType
-from lapilli.domain.states import transition
+from lapilli.domain.states import Transition, transition
 from lapilli.errors import Busy, InvalidInput, InvalidState, NotFound, StorageError
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
@@ -97,10 +97,15 @@ def _may_snapshot(volume: Volume, in_use_allowed: bool) -> None:
         raise InvalidState("Invalid volume: it has no back end.")
 
 
-@rerun_when_contended
 def delete(core: Core, context: Context, snapshot: Snapshot, *, force: bool = False) -> None:
     """Begin to delete. Raises `InvalidState`."""
     row = transition("snapshot", "force_delete" if force else "delete")
+    begin_removal(core, context, snapshot, row, "snapshot.delete")
+
+
+@rerun_when_contended
+def begin_removal(core: Core, context: Context, snapshot: Snapshot, row: Transition, kind: str) -> None:
+    """Begin to delete or to let go of it; at once when its volume is nowhere. Raises `InvalidState`."""
     alone = (tables.snapshots.c.group_snapshot_id.is_(None), "it is part of a group snapshot")
     with core.store.write(durable=True) as connection:
         volume = records.find(connection, Volume, snapshot.volume_id)
@@ -113,7 +118,7 @@ def delete(core: Core, context: Context, snapshot: Snapshot, *, force: bool = Fa
             return
         submitted = core.journal.submit(
             connection,
-            "snapshot.delete",
+            kind,
             context,
             snapshot.id,
             lane=snapshot.volume_id,
