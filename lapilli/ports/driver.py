@@ -158,6 +158,20 @@ class ImageCache(Protocol):
 
 
 @runtime_checkable
+class ImageCloning(Protocol):
+    """Optional: make a volume of an image where the image service keeps it, without moving its bytes."""
+
+    def clone_image(self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False) -> bool:
+        """Clone the first of `locations` that can be cloned, grown to `volume.length`; False when none can.
+
+        Only locations of raw images are given (`rbd://FSID/POOL/IMAGE/SNAPSHOT`), as the image service tells
+        them; a tenant may have had a say in them, and none may lead to another's volume. A volume that is
+        there is kept, or with `over` replaced, all at once; nobody has it open then. Raises
+        `ImageUnacceptable` when the image is larger than the volume.
+        """
+
+
+@runtime_checkable
 class Reverting(Protocol):
     """Optional: give a volume the content of one of its snapshots, of the same size."""
 

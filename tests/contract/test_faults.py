@@ -16,7 +16,16 @@ from lapilli.adapters.drivers.sim import Sim, SimOptions
 from lapilli.adapters.targets import sim as sim_target
 from lapilli.adapters.targets.sim import SimTarget, SimTargetOptions
 from lapilli.errors import Busy, ConfigError, StorageError
-from lapilli.ports.driver import Driver, ImageCache, Managing, Retyping, Reverting, SnapshotRef, VolumeRef
+from lapilli.ports.driver import (
+    Driver,
+    ImageCache,
+    ImageCloning,
+    Managing,
+    Retyping,
+    Reverting,
+    SnapshotRef,
+    VolumeRef,
+)
 from lapilli.ports.target import ExportSpec, Target
 
 VOLUME = VolumeRef("7f2e5a70-0001-4000-8000-000000000001", 1, "s")
@@ -62,7 +71,7 @@ def methods(*protocols: type) -> set[str]:
 
 
 def test_every_call_of_the_ports_can_be_struck() -> None:
-    assert set(sim_driver.CALLS) == methods(Driver, ImageCache, Reverting, Retyping, Managing)
+    assert set(sim_driver.CALLS) == methods(Driver, ImageCache, ImageCloning, Reverting, Retyping, Managing)
     assert set(sim_target.CALLS) == methods(Target)
 
 
@@ -78,6 +87,7 @@ def test_each_call_of_the_driver_fails(driver: Sim, tmp_path: Path, call: str) -
         "revert": (VOLUME, SNAPSHOT, quiet), "retype": (VOLUME, {}),
         "delete_snapshot": (SNAPSHOT,), "size_of_snapshot": (SNAPSHOT,),
         "clone_cached": (VOLUME, "k"), "keep_cached": (None, "k"), "evict_cached": (bool,),
+        "clone_image": (VOLUME, ["sim://one"]),
     }  # fmt: skip
     named = {"in_use": False, "progress": quiet} if call == "create_snapshot" else {}
     given = arguments.get(call, (SNAPSHOT,) if call == "create_snapshot" else (VOLUME,))
@@ -177,3 +187,17 @@ def test_a_target_that_fails_and_lies(driver: Sim, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         target.unexport(VOLUME.id, {})
     assert target.exports() == [VOLUME.id]
+
+
+def test_the_simulator_clones_an_image_that_it_holds(driver: Sim, tmp_path: Path) -> None:
+    (tmp_path / "sim-s/images").mkdir()
+    (tmp_path / "sim-s/images/one.raw").write_bytes(b"image" * 1000)
+    assert not driver.clone_image(VOLUME, ["rbd://fsid/pool/image/snap", "sim://two"])
+    assert driver.volumes() == []
+    for over, content in ((False, b"image"), (False, b"other"), (True, b"image")):
+        assert driver.clone_image(VOLUME, ["sim://two", "sim://one"], over=over)
+        with open(driver.address(VOLUME).location, "rb+") as file:
+            assert file.read(5) == content
+            file.seek(0)
+            file.write(b"other")
+    assert driver.size_of(VOLUME) == 1 << 30

@@ -6,6 +6,7 @@ Faults (`lapilli.adapters.faults`) come from `faults.json` in its directory, and
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import msgspec
 from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 from lapilli.adapters.faults import Faults, strikes
 from lapilli.config import option
+from lapilli.errors import ImageUnacceptable
 from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
 
 
@@ -35,7 +37,7 @@ CALLS = (
     "start pools create staging create_from_snapshot clone delete extend create_snapshot delete_snapshot "
     "revert retype existing_volumes existing_snapshots measure_volume measure_snapshot adopt adopt_snapshot "
     "release release_snapshot address volumes snapshots size_of size_of_snapshot clone_cached "
-    "keep_cached evict_cached"
+    "keep_cached evict_cached clone_image"
 ).split()
 
 
@@ -60,6 +62,7 @@ _LIES = {
     "snapshots": [],
     "evict_cached": [],
     "clone_cached": True,
+    "clone_image": True,
     "retype": True,
     "existing_volumes": [],
     "existing_snapshots": [],
@@ -97,3 +100,26 @@ class Sim(FilePool):
     def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
         """As of the file pool, but of volumes in use too: nothing precious is on a simulator."""
         super().create_snapshot(snapshot, in_use=in_use and self.reflink, progress=progress)
+
+    def clone_image(self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False) -> bool:
+        """Of `sim://NAME`: the file NAME.raw in the simulator's own folder `images`."""
+        names = [each.removeprefix("sim://") for each in locations if each.startswith("sim://")]
+        paths = [os.path.join(self._root, "images", f"{os.path.basename(each)}.raw") for each in names]
+        for path in filter(os.path.exists, paths):
+            if os.path.getsize(path) > volume.length:
+                raise ImageUnacceptable(f"The image is larger than {volume.size} GiB.", detail="007")
+            (self._copy_over if over else self._copy_image)(volume, path)
+            return True
+        return False
+
+    def _copy_image(self, volume: VolumeRef, path: str) -> None:
+        self._copy_volume(volume, path, "image", _unheard)
+
+    def _copy_over(self, volume: VolumeRef, path: str) -> None:
+        with self.staging(volume, "image", over=True) as staged:
+            shutil.copyfile(path, staged.location)
+            os.truncate(staged.location, volume.length)
+
+
+def _unheard(_done: int, _total: int) -> None:
+    pass
