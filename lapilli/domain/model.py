@@ -303,7 +303,8 @@ class Operation(Record, frozen=True, kw_only=True):
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """An image as an image source describes it. Sizes in bytes; `min_disk` in GiB, `min_ram` in MiB.
 
-    `owner` is the project that uploaded it; images without one belong to everybody.
+    `owner` is the project that uploaded it; images without one belong to everybody. `locations` are URLs of
+    where the image service keeps the content; they are for back ends, and not shown to callers.
     """
 
     id: str
@@ -320,6 +321,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     protected: bool = False
     properties: dict[str, str] = {}
+    locations: tuple[str, ...] = ()
     created_at: str | None = None
     updated_at: str | None = None
 

@@ -12,6 +12,7 @@ from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.images import metadata_of
+from lapilli.flows.imaging import write_image
 from lapilli.flows.volume_tasks import (
     backend_host,
     complain,
@@ -19,7 +20,6 @@ from lapilli.flows.volume_tasks import (
     load,
     reference,
     snapshot_reference,
-    write_image,
 )
 from lapilli.flows.volumes import IDLE, NOT_CONNECTED, NOT_MIGRATING, image_fits
 from lapilli.ports.driver import Reverting
@@ -162,7 +162,7 @@ class ReimageVolume(Task):
     def execute(self, work: Work) -> None:
         """Raises `StorageError`; `InvalidState` while nothing has been touched."""
         _refuse_connected(work)
-        write_image(work, load(work), work.args["image_id"], over=True)
+        write_image(work, reference(load(work)), work.args["image_id"], over=True)
 
 
 class ReimageVolumeOnFinish(RecordTask):

@@ -13,11 +13,12 @@ import sqlalchemy as sa
 from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
-from lapilli.errors import Busy, ImageUnacceptable, LapilliError, NoValidBackend, StorageError
+from lapilli.errors import Busy, LapilliError, NoValidBackend, StorageError
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
+from lapilli.flows.imaging import write_image
 from lapilli.flows.scheduling import claim_capacity, place, request_for
-from lapilli.ports.driver import GIB, Driver, ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, Driver, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from lapilli.store import quotas, records, tables
 
@@ -128,7 +129,7 @@ class CreateVolumeFromSpec(Task):
             with work.core.store.write() as connection:
                 work.fence(connection)
                 records.enter(connection, DOWNLOAD, volume.id)
-            write_image(work, volume, volume.image_id)
+            write_image(work, ref, volume.image_id)
         else:
             driver.create(ref)
         if (driver.size_of(ref) or 0) < volume.size * GIB:
@@ -144,40 +145,6 @@ class CreateVolumeFromSpec(Task):
             volume = records.find(connection, Volume, work.resource_id)
         if volume is None or backend_host(volume.host or "") != work.storage.host:
             remove(work.storage.driver, VolumeRef(work.resource_id, 0, ""))
-
-
-def write_image(work: Work, volume: Volume, image_id: str, *, over: bool = False) -> None:
-    """Fill the volume with an image: a new one, or (`over`) one that has other content. May run twice."""
-    image = work.core.images.get(image_id)
-    if image.status != "active" or image.disk_format is None:
-        raise ImageUnacceptable(f"Image {image.id} is not active.")
-    key = f"{image.id}-{(image.checksum or image.updated_at or 'x').replace(':', '')}"
-    driver, ref = work.storage.driver, reference(volume)
-    with work.core.single_flight(f"image-{key}", work.operation.id):
-        known = image.virtual_size
-        if known is not None:
-            _refuse_larger(image.id, known, volume)
-            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key, over=over):
-                return
-        if not over and driver.size_of(ref) is not None:
-            return  # made by a worker that died before it could say so
-        scratch = os.path.join(work.core.config.state_dir, "conversion")
-        os.makedirs(scratch, mode=0o700, exist_ok=True)
-        with work.core.images.fetch(image, scratch, work.progress) as path:
-            _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), volume)
-            with driver.staging(ref, str(work.operation.claim), over=over) as staged:
-                work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
-                if isinstance(driver, ImageCache):
-                    driver.keep_cached(staged, key)
-                work.check()
-
-
-def _refuse_larger(image_id: str, virtual_bytes: int, volume: Volume) -> None:
-    if virtual_bytes > volume.size * GIB:
-        raise ImageUnacceptable(
-            f"Image {image_id} holds {virtual_bytes} bytes, more than the volume's {volume.size} GiB.",
-            detail="007",
-        )
 
 
 class CreateVolumeOnFinish(RecordTask):

@@ -60,7 +60,7 @@ class Wire:
             KINDS[kind] = dataclasses.replace(definition)  # type: ignore[index] - this process's own
             self._failed(kind)
         for backend in house.backends:
-            for name in _DRIVER.split():
+            for name in (name for name in _DRIVER.split() if hasattr(backend.driver, name)):
                 self.around(backend.driver, name, f"driver.{name}")
             for name in ("export", "unexport", "resize"):
                 self.around(backend.target, name, f"target.{name}")

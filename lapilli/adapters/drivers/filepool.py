@@ -441,16 +441,18 @@ class FilePool:
         )
         return sorted(each for each in found if _ID.fullmatch(each))  # other names are not the service's
 
-    def _copy_volume(self, volume: VolumeRef, source_path: str, what: str, progress: Progress) -> None:
+    def _copy_volume(
+        self, volume: VolumeRef, source_path: str, what: str, progress: Progress, *, over: bool = False
+    ) -> None:
         path = self._volume(volume.id)
-        if os.path.exists(path):
+        if not over and os.path.exists(path):
             return
         with _plainly(f"create volume {volume.id}"):
             source = _open_source(source_path, what)
             try:
                 if os.fstat(source).st_size > volume.length:
                     raise StorageError(f"The {what} is larger than {volume.size} GiB.", retry=False)
-                with _making(path) as made:
+                with _making(path, over=over) as made:
                     self._fill(source, made, volume.length, progress)
             finally:
                 os.close(source)

@@ -276,7 +276,8 @@ class DirectoryImages:
 
 def _record(image_id: str, name: str, properties: dict[str, Any]) -> Image:
     """A queued image; Nones are left to the defaults, strangers go to `properties`."""
-    fields = set(Image.__struct_fields__) - {"id", "name", "status", "properties", "size", "virtual_size"}
+    given = {"id", "name", "status", "properties", "size", "virtual_size", "locations"}
+    fields = set(Image.__struct_fields__) - given
     known = {key: value for key, value in properties.items() if key in fields and value is not None}
     custom = dict(properties.get("properties") or {})
     custom |= {

@@ -259,7 +259,10 @@ def _image(told: Mapping[str, Any]) -> Image:
         for key, value in told.items()
         if value is not None and key not in Image.__struct_fields__ and key not in _NOT_PROPERTIES
     }
-    return msgspec.convert({**facts, "properties": custom}, Image)
+    places = [place["url"] for place in told.get("locations") or ()]
+    if told.get("direct_url"):
+        places.append(told["direct_url"])
+    return msgspec.convert({**facts, "properties": custom, "locations": list(dict.fromkeys(places))}, Image)
 
 
 def _judged(context: Context | None) -> bool:
