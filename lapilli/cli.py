@@ -225,6 +225,7 @@ def _doctor(options: argparse.Namespace) -> int:
     config = _config(options)
     core = compose.make_core(config)
     backends = compose.make_backends(config)
+    compose.give_notes(core, backends)
     doctor = Doctor(core, backends)
     found = doctor.examine()
     for remark in doctor.remarks():

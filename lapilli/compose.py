@@ -50,12 +50,13 @@ from lapilli.flows.notices import Notices
 from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
 from lapilli.flows.volumes import VolumeRequest
 from lapilli.ports.bus import Bus
-from lapilli.ports.driver import Driver, OwnFunctions
+from lapilli.ports.driver import Driver, Noting, OwnFunctions
 from lapilli.ports.images import Converter, ImageSource
 from lapilli.ports.target import Target
 from lapilli.runtime.relay import Relay
 from lapilli.runtime.service import RoleService, WorkerOptions
 from lapilli.store import records, schema
+from lapilli.store.notes import BackendNotes
 from lapilli.store.session import DatabaseOptions, Store, postgres_lifeline
 
 if TYPE_CHECKING:
@@ -384,6 +385,13 @@ def make_backends(config: Config) -> list[Backend]:
     return [_make_backend(config, service, name) for name in service.enabled_backends]
 
 
+def give_notes(core: Core, backends: Sequence[Backend]) -> None:
+    """Let drivers remember, in the database, what they need to; before they are started."""
+    for each in backends:
+        if isinstance(each.driver, Noting):
+            each.driver.keep_in(BackendNotes(core.store, each.cluster or each.host))
+
+
 def _check_backends(config: Config, names: Sequence[str]) -> None:
     """Raises `ConfigError` for a name given twice, or without a section (the default one needs no file)."""
     others = {
@@ -408,10 +416,9 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
     driver = cast(Driver, _adapter("drivers", config, name, options.volume_driver, "volume_driver"))
     target = cast(Target, _adapter("targets", config, name, options.target_helper, "target_helper"))
     protocol = {"tgt": "iSCSI", "local": "local"}.get(options.target_helper, options.target_helper)
-    extra: dict[str, Any] = {
-        "storage_protocol": protocol,
-        "reserved_percentage": options.reserved_percentage,
-    }
+    extra: dict[str, Any] = {"reserved_percentage": options.reserved_percentage}
+    if options.target_helper != "cinder":  # there the driver tells it
+        extra["storage_protocol"] = protocol
     if options.max_over_subscription_ratio is not None:
         placement.check_ratio(name, options.max_over_subscription_ratio)
         extra["max_over_subscription_ratio"] = options.max_over_subscription_ratio
@@ -454,7 +461,11 @@ def _json_object(section: str, text: str) -> dict[str, Any]:
 
 
 _KNOWN = {
-    "drivers": {"filepool": ("FilePool", "FilePoolOptions"), "sim": ("Sim", "SimOptions")},
+    "drivers": {
+        "cinder": ("CinderDriver", "CinderOptions"),
+        "filepool": ("FilePool", "FilePoolOptions"),
+        "sim": ("Sim", "SimOptions"),
+    },
     "targets": {
         "tgt": ("Tgt", "TgtOptions"),
         "local": ("Local", "LocalOptions"),
@@ -518,7 +529,9 @@ def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:
     if "scheduler" in roles:
         made.append(RoleService(core, "scheduler", host))
     if "volume" in roles:
-        made.append(RoleService(core, "volume", host, make_backends(core.config)))
+        backends = make_backends(core.config)
+        give_notes(core, backends)
+        made.append(RoleService(core, "volume", host, backends))
     return made
 
 

@@ -34,6 +34,11 @@ def option(
     return field(default=default, metadata=meta)
 
 
+def whole_section() -> Any:
+    """A dataclass field that holds the whole section as it stands, for what others than we read."""
+    return field(default_factory=dict, metadata={"whole": True})
+
+
 class Config:
     """Values of one configuration file, read section by section."""
 
@@ -81,6 +86,9 @@ class Config:
         hints = get_type_hints(section_type)
         values: dict[str, Any] = {}
         for entry in fields(cast(Any, section_type)):
+            if entry.metadata.get("whole"):
+                values[entry.name] = {**self._values.get(fallback or "", {}), **self._values.get(name, {})}
+                continue
             for section in (name, fallback):
                 given = self._values.get(section or "", {})
                 if entry.name in given:

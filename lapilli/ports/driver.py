@@ -248,3 +248,33 @@ class OwnFunctions(Protocol):
 
     def functions(self) -> Mapping[str, str]:
         """Any of `filter_function` and `goodness_function`; asked for once, at the start."""
+
+
+class Notes(Protocol):
+    """What a driver must remember of its objects and cannot ask the back end.
+
+    It is kept with the service's records, for all hosts that serve the back end; a note is plain JSON, and
+    may hold secrets as an export's record does.
+    """
+
+    def read(self, kind: str, identifier: str) -> dict[str, Any] | None:
+        """The note of one object."""
+
+    def all(self, kind: str) -> Mapping[str, dict[str, Any]]:
+        """The notes of all objects of a kind, by id."""
+
+    def change(
+        self, kind: str, identifier: str, step: Callable[[dict[str, Any] | None], dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """Replace a note by what `step` makes of it, while nobody else can; None removes it.
+
+        `step` may be called again where the database asks for that; what it raises changes nothing.
+        """
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """Optional: a driver that needs notes; it gets them before it is started."""
+
+    def keep_in(self, notes: Notes) -> None:
+        """Keep what must be remembered there."""

@@ -425,5 +425,15 @@ leases = sa.Table(
     _time("lease_until", nullable=False),
 )
 
+# what drivers must remember of their objects, and cannot ask the back end (ports/driver.py: Notes)
+driver_notes = sa.Table(
+    "driver_notes",
+    METADATA,
+    sa.Column("backend", _NAME, primary_key=True),  # host@backend
+    sa.Column("kind", text(16), primary_key=True),
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("data", sa.JSON, nullable=False),
+)
+
 for _table in METADATA.tables.values():
     _table.dialect_options["mariadb"].update(MARIADB)

@@ -22,6 +22,7 @@ from lapilli.adapters import qemu
 from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 from lapilli.adapters.drivers.sim import Sim, SimOptions
 from lapilli.ports.driver import BlockAddress, Driver
+from tests.contract.drivers import bridged
 
 _HEX = re.compile(r"^[0-9a-f]{8}: +((?:[0-9a-f]{2} +)+)", re.MULTILINE)
 
@@ -30,12 +31,14 @@ _HEX = re.compile(r"^[0-9a-f]{8}: +((?:[0-9a-f]{2} +)+)", re.MULTILINE)
 class Backend:
     """One kind of back end: `make` a driver on fresh storage, with the state directory given.
 
-    `cannot` are tests that do not hold there, by name, each with the reason: they end in the table.
+    `cannot` are tests that do not hold there, by name, each with the reason: they end in the table. One that
+    needs a Ceph runs with `--ceph`, and the others without.
     """
 
     title: str
     make: Callable[[pytest.FixtureRequest, Path], Driver]
     cannot: dict[str, str] = field(default_factory=dict)
+    ceph: bool = False
 
 
 def _sim(_request: pytest.FixtureRequest, state: Path) -> Driver:
@@ -51,10 +54,18 @@ def _file_pool(mount: str) -> Callable[[pytest.FixtureRequest, Path], Driver]:
     return make
 
 
+def _cinder_rbd(request: pytest.FixtureRequest, state: Path) -> Driver:
+    """One process of Cinder for all tests, on a pool that each finds empty."""
+    made = bridged.on_ceph(request.getfixturevalue("ceph"))
+    made.keep_in(bridged.notes(state))
+    return made
+
+
 BACKENDS = {
     "sim": Backend("sim", _sim),
     "filepool-ext4": Backend("filepool on ext4", _file_pool("ext4")),
     "filepool-xfs": Backend("filepool on XFS", _file_pool("xfs")),
+    "cinder-rbd": Backend("Cinder's RBD driver, bridged", _cinder_rbd, ceph=True),
 }
 ALWAYS = ("sim", "filepool-ext4", "filepool-xfs")
 
@@ -62,7 +73,8 @@ ALWAYS = ("sim", "filepool-ext4", "filepool-xfs")
 def chosen() -> list[str]:
     """Names of the back ends to run on."""
     wanted = os.environ.get("LAPILLI_BACKENDS")
-    names = wanted.split(",") if wanted else list(ALWAYS)
+    on_ceph = [name for name, backend in BACKENDS.items() if backend.ceph]
+    names = wanted.split(",") if wanted else [*ALWAYS, *on_ceph]
     for name in names:
         if name not in BACKENDS:
             raise pytest.UsageError(f"LAPILLI_BACKENDS: {name} is not one of {', '.join(BACKENDS)}")

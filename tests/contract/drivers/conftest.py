@@ -19,7 +19,9 @@ _told: dict[str, dict[str, str]] = {}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test of the contract on every back end that is chosen."""
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", chosen(), scope="function")
+        marks = {True: [pytest.mark.ceph], False: []}
+        wanted = [pytest.param(name, marks=marks[BACKENDS[name].ceph]) for name in chosen()]
+        metafunc.parametrize("backend", wanted, scope="function")
 
 
 @pytest.fixture

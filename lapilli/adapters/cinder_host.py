@@ -1,0 +1,420 @@
+"""Runs one driver of Cinder: carries out what is asked over a socket, and tells what came of it.
+
+The one module that imports Cinder, and started by its path, in an interpreter that has Cinder and none of our
+packages: beside Cinder, only the standard library is used. A message is four bytes of length and JSON. The
+first that comes is the configuration; each other is a call of one method of the driver, with an id under
+which it is answered. Answers come as they are ready.
+
+Cinder's drivers are handed records of Cinder's database, and may read and write them. They get a database of
+their own: a file that lives as long as this process, holds what the service has told, and is no truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+_LENGTH = struct.Struct(">I")
+_THREADS = 32
+KEPT = (  # what of a record is the driver's, and not the service's
+    "provider_location",
+    "provider_auth",
+    "provider_geometry",
+    "provider_id",
+    "replication_status",
+    "replication_extended_status",
+    "replication_driver_data",
+)
+TABLES = ("metadata", "admin_metadata")
+_SECRET_NAMES = ("password", "passwd", "secret", "token", "private_key", "api_key")
+_METHODS = frozenset(
+    """create_volume delete_volume extend_volume create_snapshot delete_snapshot create_cloned_volume
+    create_volume_from_snapshot revert_to_snapshot retype initialize_connection terminate_connection
+    create_export ensure_export remove_export validate_connector manage_existing manage_existing_get_size
+    unmanage get_manageable_volumes manage_existing_snapshot manage_existing_snapshot_get_size
+    unmanage_snapshot get_manageable_snapshots get_volume_stats""".split()
+)
+
+
+class Channel:
+    """Messages over a socket, from any thread."""
+
+    def __init__(self, number: int) -> None:
+        self._socket = socket.socket(fileno=number)
+        self._lock = threading.Lock()
+
+    def send(self, message: dict) -> None:
+        """Send one message."""
+        text = json.dumps(message, default=str).encode()
+        with self._lock:
+            self._socket.sendall(_LENGTH.pack(len(text)) + text)
+
+    def receive(self) -> dict | None:
+        """The next message; None when the service is gone."""
+        head = self._exactly(_LENGTH.size)
+        body = None if head is None else self._exactly(_LENGTH.unpack(head)[0])
+        return None if body is None else json.loads(body)
+
+    def _exactly(self, length: int) -> bytes | None:
+        parts = bytearray()
+        while len(parts) < length:
+            try:
+                part = self._socket.recv(min(1 << 20, length - len(parts)))
+            except OSError:
+                return None
+            if not part:
+                return None
+            parts += part
+        return bytes(parts)
+
+
+class Teller(logging.Handler):
+    """Sends log lines to the service, without the secrets of the configuration."""
+
+    def __init__(self, channel: Channel, secrets: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._channel, self._secrets = channel, secrets
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one line."""
+        try:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[0] is not None:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+            self._channel.send({"log": [record.levelno, record.name, self.without_secrets(text)]})
+        except Exception:
+            self.handleError(record)
+
+    def without_secrets(self, text: str) -> str:
+        """The text, fit for everybody's eyes."""
+        from oslo_utils import strutils  # noqa: PLC0415 - Cinder's own packages are there only by now
+
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return strutils.mask_password(text)
+
+
+class Records:
+    """Cinder's records of what the service tells, in a database that only this process has."""
+
+    def __init__(self, path: str, host: str) -> None:
+        from cinder.db import api, models  # noqa: PLC0415
+
+        self._api, self._models, self._host = api, models, host
+        self._lock = threading.Lock()
+        models.BASE.metadata.create_all(api.get_engine())
+        os.chmod(path, 0o600)
+
+    def volume(self, context, told: dict):
+        """The record of a volume as the service has it now."""
+        from cinder import objects  # noqa: PLC0415
+
+        with self._lock, self._writing(context) as session:
+            self._merge_volume(session, told)
+        found = objects.Volume.get_by_id(context, told["id"])
+        if told.get("name") is not None:  # as it is called at the back end
+            found.__class__ = type("NamedVolume", (type(found),), {"name": told["name"]})
+        return found
+
+    def snapshot(self, context, told: dict):
+        """The record of a snapshot, and of its volume."""
+        from cinder import objects  # noqa: PLC0415
+
+        models = self._models
+        with self._lock, self._writing(context) as session:
+            self._merge_volume(session, told["volume"])
+            kind = self._merge_type(session, told["volume"].get("type"))
+            row = models.Snapshot(
+                id=told["id"],
+                volume_id=told["volume"]["id"],
+                volume_size=told["size"],
+                volume_type_id=kind,
+                status=told.get("status", "available"),
+                display_name=told["id"],
+                project_id=told["volume"].get("project_id"),
+                progress="100%",
+                **{
+                    key: value for key, value in told.get("kept", {}).items() if hasattr(models.Snapshot, key)
+                },
+            )
+            session.merge(row)
+        found = objects.Snapshot.get_by_id(context, told["id"])
+        if told.get("name") is not None:
+            found.__class__ = type("NamedSnapshot", (type(found),), {"name": told["name"]})
+        return found
+
+    def kept(self, found) -> dict:
+        """What of a record is the driver's."""
+        present = {key: getattr(found, key) for key in KEPT if key in found.fields}
+        for key in TABLES:
+            if key in found.fields and found.obj_attr_is_set(key):
+                present[key] = dict(getattr(found, key) or {})
+        return {key: value for key, value in present.items() if value not in (None, {})}
+
+    def forget(self, context, kind: str, identifier: str) -> None:
+        """Remove a record."""
+        models = self._models
+        with self._lock, self._writing(context) as session:
+            if kind == "volume":
+                for table in (models.VolumeMetadata, models.VolumeAdminMetadata, models.VolumeAttachment):
+                    session.query(table).filter_by(volume_id=identifier).delete()
+            table = models.Volume if kind == "volume" else models.Snapshot
+            session.query(table).filter_by(id=identifier).delete()
+
+    def _writing(self, context):
+        return self._api.main_context_manager.writer.using(context)
+
+    def _merge_volume(self, session, told: dict) -> None:
+        models, identifier = self._models, told["id"]
+        kept = told.get("kept", {})
+        session.merge(
+            models.Volume(
+                id=identifier,
+                size=told["size"],
+                host=told.get("host", self._host),
+                status=told.get("status", "available"),
+                attach_status="attached" if told.get("attachments") else "detached",
+                project_id=told.get("project_id"),
+                user_id=told.get("user_id"),
+                display_name=told.get("display_name") or identifier,
+                volume_type_id=self._merge_type(session, told.get("type")),
+                multiattach=bool(told.get("multiattach")),
+                use_quota=True,
+                **{key: kept.get(key) for key in KEPT},
+            )
+        )
+        for name, table in (
+            ("metadata", models.VolumeMetadata),
+            ("admin_metadata", models.VolumeAdminMetadata),
+        ):
+            session.query(table).filter_by(volume_id=identifier).delete()
+            for key, value in (kept.get(name) or {}).items():
+                session.add(table(volume_id=identifier, key=key, value=value))
+        session.query(models.VolumeAttachment).filter_by(volume_id=identifier).delete()
+        for number, connector in enumerate(told.get("attachments", ())):
+            session.add(
+                models.VolumeAttachment(
+                    id=f"{identifier[:-4]}{number:04x}",
+                    volume_id=identifier,
+                    attached_host=connector.get("host"),
+                    attach_status="attached",
+                    attach_mode="rw",
+                    connector=connector,
+                )
+            )
+
+    def _merge_type(self, session, told: dict | None) -> str:
+        models = self._models
+        told = told or {"id": "00000000-0000-0000-0000-000000000001", "name": "none", "extra_specs": {}}
+        session.merge(models.VolumeType(id=told["id"], name=told["name"]))
+        session.query(models.VolumeTypeExtraSpecs).filter_by(volume_type_id=told["id"]).delete()
+        for key, value in told["extra_specs"].items():
+            row = {"key": key, "value": value, "deleted": False}
+            session.add(models.VolumeTypeExtraSpecs(volume_type_id=told["id"], **row))
+        return told["id"]
+
+
+class Host:
+    """The driver, and what it stands on."""
+
+    def __init__(self, settings: dict, channel: Channel) -> None:
+        self._settings = settings
+        self.directory = _scratch(settings["directory"])
+        self._teller = Teller(channel, _secrets(settings["options"]))
+        self.driver = self._records = None
+
+    def start(self) -> dict:
+        """Load the driver and let it connect; what it can do."""
+        os.environ["OS_CINDER_DISABLE_EVENTLET_PATCHING"] = "1"  # native threads, and no others
+        from cinder import monkey_patch  # noqa: PLC0415
+
+        monkey_patch.patch()
+        from cinder import context, coordination, objects, version  # noqa: PLC0415
+
+        objects.register_all()
+        from oslo_utils import importutils  # noqa: PLC0415
+
+        backend = self._configure(version)
+        coordination.COORDINATOR.start()
+        self._context = context.get_admin_context
+        self._records = Records(os.path.join(self.directory, "records.sqlite"), self._settings["host"])
+        for told in self._settings["volumes"]:
+            self._records.volume(self._context(), told)
+        self.driver = importutils.import_object(
+            self._settings["driver"],
+            configuration=backend,
+            host=self._settings["host"],
+            cluster_name=self._settings["cluster"],
+            is_vol_db_empty=not self._settings["volumes"],
+            active_backend_id=None,
+        )
+        if self._settings["cluster"] and not self.driver.SUPPORTS_ACTIVE_ACTIVE:
+            raise RuntimeError("This driver cannot be served by several hosts at once.")
+        self.driver.do_setup(self._context())
+        self.driver.check_for_setup_error()
+        self.driver.set_initialized()
+        return {
+            "release": version.version_string(),
+            "version": getattr(self.driver, "VERSION", ""),
+            "volume_name": _template("volume_name_template"),
+            "snapshot_name": _template("snapshot_name_template"),
+        }
+
+    def _configure(self, version):
+        from cinder.common import config  # noqa: F401, PLC0415 - declares options
+        from cinder.volume import configuration, manager  # noqa: PLC0415
+        from oslo_config import cfg  # noqa: PLC0415
+        from oslo_log import log  # noqa: PLC0415
+
+        name, path = self._settings["name"], self._settings["config"]
+        # a file without a name: what it holds may be secret
+        file = os.memfd_create("cinder.conf")
+        os.write(file, _ini(self._settings, self.directory).encode())
+        files = [*([path] if path else []), f"/proc/self/fd/{file}"]
+        words = [word for each in files for word in ("--config-file", each)]
+        cfg.CONF(words, project="cinder", version=version.version_string(), default_config_dirs=[])
+        log.setup(cfg.CONF, "cinder")
+        root = logging.getLogger()
+        root.handlers[:] = [self._teller]
+        root.setLevel(logging.INFO)
+        return configuration.Configuration(manager.volume_backend_opts, config_group=name)
+
+    def call(self, method: str, arguments: list) -> dict:
+        """Call one method of the driver; its result, and what it has changed of the records."""
+        if method not in _METHODS:
+            raise ValueError(f"{method} is not called from outside.")
+        if not hasattr(self.driver, method):
+            raise NotImplementedError(method)
+        given, records = [], {}
+        for argument in arguments:
+            given.append(self._argument(argument, records))
+        result = getattr(self.driver, method)(*given)
+        if method.startswith("delete_"):
+            for kind, identifier, _ in list(records.values()):
+                if kind == method.removeprefix("delete_"):
+                    self._records.forget(self._context(), kind, identifier)
+            return {"result": result, "kept": {}}
+        return {"result": result, "kept": self._kept(records)}
+
+    def _argument(self, argument, records: dict):
+        if not isinstance(argument, dict) or "$" not in argument:
+            return argument
+        kind, context = argument.pop("$"), self._context()
+        if kind == "context":
+            return context
+        if kind == "volume":
+            found = self._records.volume(context, argument)
+        else:
+            found = self._records.snapshot(context, argument)
+        records[argument["id"]] = (kind, argument["id"], found)
+        return found
+
+    def _kept(self, records: dict) -> dict:
+        from cinder import exception, objects  # noqa: PLC0415
+
+        kept = {}
+        for kind, identifier, _ in records.values():
+            table = objects.Volume if kind == "volume" else objects.Snapshot
+            try:
+                kept[identifier] = self._records.kept(table.get_by_id(self._context(), identifier))
+            except exception.NotFound:
+                continue
+        return kept
+
+    def answer(self, channel: Channel, message: dict) -> None:
+        """Carry out one call, and tell what came of it."""
+        try:
+            answer = self.call(message["call"], message["with"])
+        except Exception as problem:
+            answer = {"error": self.error(problem)}
+            logging.getLogger("lapilli.host").debug("%s failed", message["call"], exc_info=True)
+        channel.send({"id": message["id"], **answer})
+
+    def error(self, problem: BaseException) -> dict:
+        """An exception, as the service is told of it."""
+        kinds = [each.__name__ for each in type(problem).__mro__]
+        text = str(problem) or type(problem).__name__
+        with contextlib.suppress(ImportError):  # without Cinder, no secret was read
+            text = self._teller.without_secrets(text)
+        return {"kinds": kinds, "text": text}
+
+
+def _scratch(directory: str) -> str:
+    """A directory that lives as long as this process; what killed ones have left goes."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    for entry in os.scandir(directory):
+        if entry.name.startswith("scratch-"):
+            lock = os.open(entry.path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path, ignore_errors=True)
+            except OSError:
+                pass  # another process lives in it
+            finally:
+                os.close(lock)
+    made = tempfile.mkdtemp(prefix="scratch-", dir=directory)
+    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)  # held until the process ends
+    return made
+
+
+def _ini(settings: dict, scratch: str) -> str:
+    """A configuration file of Cinder's form."""
+    sections = {
+        "DEFAULT": {"state_path": settings["directory"], "host": settings["host"].partition("@")[0]},
+        "database": {"connection": f"sqlite:///{scratch}/records.sqlite", "sqlite_synchronous": "false"},
+        "oslo_concurrency": {"lock_path": settings["directory"]},
+        settings["name"]: settings["options"],
+    }
+    lines = []
+    for name, options in sections.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = " + value.replace("\n", "\n    ") for key, value in options.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _secrets(options: dict) -> list[str]:
+    found = {value for key, value in options.items() if any(word in key.lower() for word in _SECRET_NAMES)}
+    return sorted((value for value in found if len(value) > 3), key=len, reverse=True)
+
+
+def _template(name: str) -> str:
+    from oslo_config import cfg  # noqa: PLC0415
+
+    return getattr(cfg.CONF, name)
+
+
+def main() -> None:
+    """Serve until the service is gone."""
+    channel = Channel(int(sys.argv[1]))
+    settings = channel.receive()
+    if settings is None:
+        return
+    host = Host(settings, channel)
+    try:
+        try:
+            ready = host.start()
+        except BaseException as problem:
+            channel.send({"ready": None, "error": host.error(problem)})
+            return
+        channel.send({"ready": ready})
+        pool = ThreadPoolExecutor(_THREADS)
+        while (message := channel.receive()) is not None:
+            pool.submit(host.answer, channel, message)
+    finally:
+        shutil.rmtree(host.directory, ignore_errors=True)
+        os._exit(0)  # calls that are under way are cut off, as by any crash
+
+
+if __name__ == "__main__":
+    main()

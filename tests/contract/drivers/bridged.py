@@ -1,0 +1,91 @@
+"""Cinder's own RBD driver behind the bridge: an interpreter that has Cinder, a pool of the tests' Ceph."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from functools import lru_cache
+from pathlib import Path
+
+from lapilli.adapters.cinder_bridge import CinderOptions
+from lapilli.adapters.drivers.cinder import CinderDriver
+from lapilli.ports.driver import Notes
+from lapilli.store import schema
+from lapilli.store.notes import BackendNotes
+from lapilli.store.session import DatabaseOptions, Store
+from tests.ceph.cluster import Cluster
+from tests.clouds import machine
+
+POOL = "bridged"
+_DEBIAN = Path("/usr/lib/python3/dist-packages")  # where its binding of RBD is, which is on no index
+_EMPTY = """
+import sys, rados, rbd
+conf, user, pool = sys.argv[1:]
+with rados.Rados(conffile=conf, rados_id=user) as cluster, cluster.open_ioctx(pool) as ioctx:
+    while names := rbd.RBD().list(ioctx):
+        for name in names:
+            with rbd.Image(ioctx, name) as image:
+                for snap in image.list_snaps():
+                    image.set_snap(snap["name"])
+                    children = image.list_children()
+                    image.set_snap(None)
+                    if not children:
+                        if image.is_protected_snap(snap["name"]):
+                            image.unprotect_snap(snap["name"])
+                        image.remove_snap(snap["name"])
+                left = list(image.list_snaps())
+            if not left:
+                rbd.RBD().remove(ioctx, name)
+    for each in rbd.RBD().trash_list(ioctx):
+        rbd.RBD().trash_remove(ioctx, each["id"], force=True)
+"""
+
+
+@lru_cache(maxsize=1)
+def python() -> str:
+    """An interpreter with Cinder and Ceph's bindings."""
+    place = machine.environment("cinder")
+    (packages,) = place.glob("lib/python3*/site-packages")
+    for binding in ("rados", "rbd"):
+        for module in _DEBIAN.glob(f"{binding}.*.so"):
+            link = packages / module.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(module)
+    return str(place / "bin/python")
+
+
+def options(ceph: Cluster) -> dict[str, str]:
+    """The section of such a back end."""
+    return {
+        "cinder_driver": "cinder.volume.drivers.rbd.RBDDriver",
+        "cinder_python": python(),
+        "cinder_find_by": "source-name",
+        "rbd_pool": POOL,
+        "rbd_user": ceph.user,
+        "rbd_ceph_conf": str(ceph.conf),
+        "rados_connection_interval": "1",
+    }
+
+
+def on_ceph(ceph: Cluster) -> CinderDriver:
+    """The driver, on an empty pool."""
+    state = _prepared(ceph)
+    subprocess.run(["/usr/bin/python3", "-c", _EMPTY, ceph.conf, ceph.user, POOL], check=True)
+    section = options(ceph)
+    own = {key: value for key, value in section.items() if key.startswith("cinder_")}
+    return CinderDriver(CinderOptions(**own, section=section), name="array", state_dir=str(state))
+
+
+@lru_cache(maxsize=1)
+def _prepared(ceph: Cluster) -> Path:
+    ceph.pool(POOL)
+    return ceph.directory / "bridge"
+
+
+def notes(directory: Path) -> Notes:
+    """Notes that nobody has written to, in a database of their own."""
+    path = directory / f"{uuid.uuid4()}.sqlite"
+    store = Store(f"sqlite:///{os.fspath(path)}", DatabaseOptions())
+    schema.prepare(store)
+    return BackendNotes(store, "tests@array")
