@@ -49,6 +49,7 @@ _SETTLE = 0.003
 _TRIES = 100
 _NOTHING = (_DEVICE, _SHOW)  # there is no such request: tgtd answers at once, and in one piece
 _FIRST_TID, _TIDS = 1, 32000
+_OWNER = "owner-"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class _Unit:
     online: bool = False
     thin: bool = False
 
+    @property
+    def owner(self) -> str:
+        """The back end that this unit's identity names, if any: tgtd gives it one of its own at first."""
+        return self.identity if self.identity.startswith(_OWNER) else ""
+
 
 @dataclass
 class _Shown:
@@ -111,7 +117,7 @@ class Tgt:
         control = options.tgt_control_port or 1 + zlib.crc32(self._state_dir.encode()) % 32000
         self._control = control
         self._wire = _Wire(control)
-        self._owner = "owner-" + hashlib.sha256(name.encode()).hexdigest()[:24]
+        self._owner = _OWNER + hashlib.sha256(name.encode()).hexdigest()[:24]
 
     # -- the daemon ---------------------------------------------------------------------------------------
 
@@ -371,21 +377,24 @@ class Tgt:
     def exports(self) -> Sequence[str]:
         """Ids of the volumes with a target of this back end that initiators may use."""
         return sorted(
-            one.iqn[len(self._iqn("")) :] for one in self._own_targets() if _LUN in one.units and one.open_to
+            one.iqn[len(self._iqn("")) :]
+            for one in self._targets(self._owner)
+            if _LUN in one.units and one.open_to
         )
 
-    def _own_targets(self) -> list[_Shown]:
+    def _targets(self, *owners: str) -> list[_Shown]:
         return [
             one
             for one in self._wire.targets()
-            if one.iqn.startswith(self._iqn("")) and 0 in one.units and one.units[0].identity == self._owner
+            if one.iqn.startswith(self._iqn("")) and 0 in one.units and one.units[0].owner in owners
         ]
 
     def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
         """Make tgtd serve exactly `wanted`; one volume's fault does not keep the others from guests."""
         self.start()
         mended = []
-        present = {one.iqn: one for one in self._own_targets()}
+        # nobody's are those of exports that were cut off at once; who makes one now makes it again
+        present = {one.iqn: one for one in self._targets(self._owner, "")}
         for spec in wanted:
             found = present.pop(spec.data["iqn"], None)
             try:
@@ -398,7 +407,7 @@ class Tgt:
                 what = "exported again" if found is None else "export completed"
                 mended.append(f"Volume {spec.volume_id}: {what}.")
         for stray in present.values():
-            self._remove(stray)
+            self.unexport(stray.iqn[len(self._iqn("")) :], {"iqn": stray.iqn})
             mended.append(f"Removed the export {stray.iqn}, which nobody wants.")
         return mended
 

@@ -1,0 +1,54 @@
+"""The target under test, and a volume exported by it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lapilli.ports.driver import BlockAddress
+from lapilli.ports.target import ExportSpec, Target
+from tests.contract.targets.harnesses import Harness, chosen, harness_of
+
+Exportable = Callable[[Target], ExportSpec]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of the contract on every target that is chosen."""
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", chosen(), scope="function")
+
+
+@pytest.fixture
+def harness(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Harness]:
+    """How the target is made, reached and ended."""
+    found = harness_of(kind)
+    if reason := found.cannot.get(request.function.__name__):
+        pytest.skip(reason)
+    made = found(tmp_path)
+    made.state.mkdir()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def target(harness: Harness) -> Target:
+    """The target, started, serving nothing."""
+    made = harness.make()
+    made.start()
+    assert list(made.exports()) == []
+    return made
+
+
+@pytest.fixture
+def exportable(harness: Harness) -> Exportable:
+    """Make a new volume of 64 MiB and what exports it."""
+
+    def make(target: Target, address: BlockAddress | None = None) -> ExportSpec:
+        volume_id = str(uuid.uuid4())
+        data, secret = target.prepare(volume_id)
+        return ExportSpec(volume_id, address or harness.volume(), data, secret)
+
+    return make
