@@ -467,6 +467,7 @@ _KNOWN = {
         "sim": ("Sim", "SimOptions"),
     },
     "targets": {
+        "cinder": ("CinderTarget", "CinderOptions"),
         "tgt": ("Tgt", "TgtOptions"),
         "local": ("Local", "LocalOptions"),
         "sim": ("SimTarget", "SimTargetOptions"),

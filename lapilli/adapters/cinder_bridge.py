@@ -108,7 +108,6 @@ class Bridge:
         self.notes: Notes | None = None  # whoever puts the back end together gives them
         self.facts: dict[str, Any] = {}  # what the driver's process told of itself when it started
         self.host, self._state_dir = host, state_dir
-        self.ip = options.section.get("my_ip") or "127.0.0.1"
         self._starting = threading.Lock()
         self._child: _Child | None = None
 
@@ -340,6 +339,8 @@ def _plain(error: Mapping[str, Any]) -> StorageError:
     text = text if text.endswith((".", "!", "?")) else f"{text}."
     if "NotImplementedError" in kinds:
         return Unsupported("The driver of this back end cannot do that.")
+    if kinds and "CinderException" not in kinds:  # not meant for anybody's eyes
+        return StorageError(f"The back end's driver failed ({error['kinds'][0]}); see the service's log.")
     if kinds & _BUSY:
         return Busy(text)
     if kinds & _MISSING:

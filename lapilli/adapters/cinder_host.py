@@ -210,7 +210,7 @@ class Records:
                     attached_host=connector.get("host"),
                     attach_status="attached",
                     attach_mode="rw",
-                    connector=connector,
+                    connector=json.dumps(connector),
                 )
             )
 
@@ -269,6 +269,7 @@ class Host:
             "version": getattr(self.driver, "VERSION", ""),
             "volume_name": _template("volume_name_template"),
             "snapshot_name": _template("snapshot_name_template"),
+            "protocol": _first(getattr(self.driver, "STORAGE_PROTOCOL", "")),
         }
 
     def _configure(self, version):
@@ -338,7 +339,8 @@ class Host:
             answer = self.call(message["call"], message["with"])
         except Exception as problem:
             answer = {"error": self.error(problem)}
-            logging.getLogger("lapilli.host").debug("%s failed", message["call"], exc_info=True)
+            if not isinstance(problem, NotImplementedError):
+                logging.getLogger("driver").warning("%s failed", message["call"], exc_info=True)
         channel.send({"id": message["id"], **answer})
 
     def error(self, problem: BaseException) -> dict:
@@ -386,6 +388,10 @@ def _ini(settings: dict, scratch: str) -> str:
 def _secrets(options: dict) -> list[str]:
     found = {value for key, value in options.items() if any(word in key.lower() for word in _SECRET_NAMES)}
     return sorted((value for value in found if len(value) > 3), key=len, reverse=True)
+
+
+def _first(told) -> str:
+    return str(told if isinstance(told, str) else next(iter(told), ""))
 
 
 def _template(name: str) -> str:

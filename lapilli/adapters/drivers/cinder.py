@@ -35,13 +35,7 @@ __all__ = ["CinderDriver", "CinderOptions"]
 _BY_NAME = "source-name"
 _NOBODY = "00000000-0000-0000-0000-000000000000"  # a volume that is none, to ask about others
 _MOST = 1_000_000  # entries of a list
-# QEMU's name as an initiator where nobody gives it another
-_CONNECTOR = {
-    "initiator": "iqn.2008-11.org.linux-kvm",
-    "multipath": False,
-    "platform": "x86_64",
-    "os_type": "linux",
-}
+_REACHED = ("ceph", "rbd")  # protocols by which this host reaches a volume without being let in to it
 
 
 class CinderDriver:
@@ -202,6 +196,12 @@ class CinderDriver:
     @contextlib.contextmanager
     def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:  # noqa: ARG002 - an id tells workers apart
         """A volume under another id, which then is the volume's."""
+        self._bridge.start()
+        if str(self._bridge.facts["protocol"]).lower() not in _REACHED:
+            raise Unsupported(
+                f"The service has no way of its own to the bytes of back end {self._pool}: it cannot write "
+                "an image there."
+            )
         self._drop("volume", volume.id, volume.pool)
         note, alias = self._try("volume", volume.id, _gib(volume.length))
         before = note.live
@@ -325,10 +325,13 @@ class CinderDriver:
         return self._address(note, alias, volume.pool)
 
     def _address(self, note: Note, alias: str, pool: str) -> BlockAddress:
+        self._bridge.start()
+        protocol = str(self._bridge.facts["protocol"])
+        if protocol.lower() not in _REACHED:  # to let this host in would be an export of its own
+            return BlockAddress(protocol or "unknown", alias)
         if alias not in self._addresses:
-            connector = {**_CONNECTOR, "host": self._bridge.host, "ip": self._bridge.ip}
             told = self._volume(note, alias, pool)
-            info = self._bridge.call("initialize_connection", told, connector).result
+            info = self._bridge.call("initialize_connection", told, {"host": self._bridge.host}).result
             self._addresses[alias] = _address_of(info, self._options.section)
         return self._addresses[alias]
 
@@ -525,15 +528,8 @@ def _gib(length: int) -> int:
 
 
 def _address_of(info: Mapping[str, Any], section: Mapping[str, str]) -> BlockAddress:
-    """Where QEMU finds what a connection's information leads to. Raises `Unsupported`."""
-    kind, data = info["driver_volume_type"], info["data"]
-    if kind == "rbd":
-        conf = section.get("rbd_ceph_conf") or f"/etc/ceph/{data.get('cluster_name') or 'ceph'}.conf"
-        options = {"conf": conf, "user": data.get("auth_username")}
-        return BlockAddress("rbd", data["name"], {key: value for key, value in options.items() if value})
-    if kind == "iscsi" and not data.get("auth_password"):
-        options = {"iqn": data["target_iqn"], "lun": str(data["target_lun"])}
-        return BlockAddress("iscsi", data["target_portal"], options)
-    if kind == "local":
-        return BlockAddress("block", data["device_path"])
-    raise Unsupported(f"This host has no way to the bytes of a volume that is connected by {kind}.")
+    """Where QEMU finds what a connection's information leads to."""
+    data = info["data"]
+    conf = section.get("rbd_ceph_conf") or f"/etc/ceph/{data.get('cluster_name') or 'ceph'}.conf"
+    options = {"conf": conf, "user": data.get("auth_username")}
+    return BlockAddress("rbd", data["name"], {key: value for key, value in options.items() if value})

@@ -1,0 +1,179 @@
+"""No target of ours: the back end's driver of Cinder lets each host in, and tells how it connects.
+
+Who has been let in is kept in the volume's note with what the driver has answered, secrets included, as it is
+in the record of any export: that answer is the connection's information, and the driver is asked once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lapilli.adapters.cinder_bridge import CONTEXT, CinderOptions, Missing, Note, bridge_of
+from lapilli.errors import InvalidInput, StorageError, Unsupported
+from lapilli.ports.target import ExportSpec
+
+__all__ = ["CinderOptions", "CinderTarget"]
+
+
+class CinderTarget:
+    """Target that leaves it to the driver."""
+
+    name = "cinder"
+    serves = True
+
+    def __init__(self, options: CinderOptions, *, name: str, state_dir: str) -> None:
+        self.name = name
+        self._bridge = bridge_of(options, name=name, state_dir=state_dir)
+
+    def start(self) -> None:
+        """The driver starts the process that both share."""
+
+    def stop(self) -> None:
+        """What serves is no process of ours."""
+
+    def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Nothing to choose: the driver does."""
+        return {"volume_id": volume_id}, {}
+
+    def export(self, spec: ExportSpec) -> None:
+        """Let those in who are not yet, and those out who are no longer to be."""
+        note = self._note(spec.volume_id)
+        if note is None:
+            raise StorageError(f"The volume {spec.volume_id} is missing at the back end.", retry=False)
+        wanted = {_key(each): each for each in spec.connectors}
+        for key in wanted.keys() - note.connections.keys():
+            self._let_in(spec.volume_id, note, key, wanted[key])
+        self._let_out(spec.volume_id, note.connections.keys() - wanted.keys())
+
+    def _let_in(self, volume_id: str, note: Note, key: str, connector: dict[str, Any]) -> None:
+        told = self._volume(note)
+        with contextlib.suppress(Unsupported):
+            answer = self._bridge.call("create_export", CONTEXT, told, connector)
+            told["kept"] = {**told["kept"], **answer.of(told["id"])}
+        answer = self._bridge.call("initialize_connection", told, connector)
+        kept = {**told["kept"], **answer.kept.get(told["id"], {})}
+
+        def step(present: dict[str, Any] | None) -> dict[str, Any]:
+            found = _existing(present, volume_id)
+            found.kept[told["id"]] = kept
+            found.connections[key] = {"connector": connector, "info": answer.result}
+            return found.plain()
+
+        self._bridge.remembered().change("volume", volume_id, step)
+
+    def _let_out(self, volume_id: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            note = self._note(volume_id)
+            if note is None or key not in note.connections:
+                continue
+            connector = note.connections[key]["connector"]
+            others = [each["connector"] for other, each in note.connections.items() if other != key]
+            # the back end knows hosts, not who of a host holds a volume
+            if not any(_host(each) == _host(connector) for each in others):
+                with contextlib.suppress(Missing):
+                    self._bridge.call("terminate_connection", self._volume(note), connector)
+            self._forget(volume_id, key)
+
+    def _forget(self, volume_id: str, key: str) -> None:
+        def step(present: dict[str, Any] | None) -> dict[str, Any] | None:
+            note = Note.of(present)
+            if note is None:
+                return None
+            note.connections.pop(key, None)
+            return note.plain()
+
+        self._bridge.remembered().change("volume", volume_id, step)
+
+    def unexport(self, volume_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 - the note has all
+        """Let everybody out."""
+        note = self._note(volume_id)
+        if note is None or not note.connections:
+            return
+        last = list(note.connections)[-1]
+        self._let_out(volume_id, [key for key in note.connections if key != last])
+        with contextlib.suppress(Missing):
+            told = self._volume(note)
+            self._bridge.call("terminate_connection", told, note.connections[last]["connector"])
+            with contextlib.suppress(Unsupported):
+                self._bridge.call("remove_export", CONTEXT, told)
+        self._forget(volume_id, last)
+
+    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+        """The driver has told the back end, and initiators look again themselves."""
+
+    def exports(self) -> Sequence[str]:
+        """Ids of the volumes that somebody was let in to."""
+        found = self._bridge.remembered().all("volume")
+        return sorted(identifier for identifier, note in found.items() if note.get("connections"))
+
+    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+        """Let the driver see to each export, and mend who is let in."""
+        told, specs = [], {each.volume_id: each for each in wanted}
+        for stranger in set(self.exports()) - specs.keys():
+            self.unexport(stranger, {})
+            told.append(f"no longer serving volume {stranger}")
+        for spec in specs.values():
+            note = self._note(spec.volume_id)
+            if note is None:
+                continue
+            with contextlib.suppress(Unsupported):
+                self._bridge.call("ensure_export", CONTEXT, self._volume(note))
+            if note.connections.keys() != {_key(each) for each in spec.connectors}:
+                self.export(spec)
+                told.append(f"serving volume {spec.volume_id} to those who hold it")
+        return told
+
+    def connection_info(
+        self,
+        spec: ExportSpec,
+        connector: dict[str, Any],
+        *,
+        access_mode: str,  # noqa: ARG002 - the service adds it
+    ) -> dict[str, Any]:
+        """What the driver has answered; before it was asked, only whether it takes such a connector."""
+        note = self._note(spec.volume_id)
+        found = note.connections.get(_key(connector)) if note is not None else None
+        if found is None:
+            self._check(connector)
+            return {"driver_volume_type": "cinder", "data": {}}
+        return {**found["info"], "data": dict(found["info"]["data"])}
+
+    def _check(self, connector: dict[str, Any]) -> None:
+        with contextlib.suppress(Unsupported):
+            try:
+                self._bridge.call("validate_connector", connector)
+            except StorageError as problem:
+                if problem.retry:
+                    raise
+                raise InvalidInput(problem.message) from None
+
+    # -- what the driver is told ---------------------------------------------------------------------------
+
+    def _note(self, volume_id: str) -> Note | None:
+        note = Note.of(self._bridge.remembered().read("volume", volume_id))
+        return None if note is None or note.live is None else note
+
+    def _volume(self, note: Note) -> dict[str, Any]:
+        present = [each["connector"] for each in note.connections.values()]
+        told = {"$": "volume", "id": note.live, "size": note.size, "kept": note.kept.get(note.live or "", {})}
+        return {**told, "attachments": present, "status": "in-use" if present else "available"}
+
+
+def _existing(present: Mapping[str, Any] | None, volume_id: str) -> Note:
+    note = Note.of(present)
+    if note is None:
+        raise StorageError(f"The volume {volume_id} has been deleted meanwhile.", retry=False)
+    return note
+
+
+def _key(connector: Mapping[str, Any]) -> str:
+    """Tells one connector from another."""
+    return hashlib.sha256(json.dumps(connector, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _host(connector: Mapping[str, Any]) -> Any:
+    return connector.get("host") or connector.get("initiator") or connector.get("ip")

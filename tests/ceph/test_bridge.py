@@ -1,0 +1,163 @@
+"""A whole service on Cinder's own RBD driver: what its users and its operators see of the bridge."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ceph.cluster import Cluster
+from tests.contract.drivers import bridged
+from tests.service import Api, Service, until
+
+POOL = "bridged-service"
+SECRET = "never-to-be-seen-7731"
+
+
+@pytest.fixture(scope="module")
+def bridge(ceph: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with one back end: Cinder's driver on a pool of its own."""
+    ceph.pool(POOL)
+    made = Service(tmp_path_factory.mktemp("bridge") / "state")
+    section = {
+        "volume_driver": "cinder",
+        "target_helper": "cinder",
+        **bridged.options(ceph),
+        "rbd_pool": POOL,
+        "san_password": SECRET,
+    }
+    made.config = {"DEFAULT": {"enabled_backends": "array"}, "array": section}
+    made.start()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def api(bridge: Service) -> Api:
+    made = Api(bridge)
+    until(lambda: made.get("/v3/os-services", as_="admin").text.count('"up"') >= 2, 60)
+    return made
+
+
+def _io(ceph: Cluster, image: str, *commands: str) -> str:
+    """Read or write as a hypervisor does, by what the connection tells."""
+    where = f"rbd:{image}:conf={ceph.conf}:id={ceph.user}"
+    words = [word for command in commands for word in ("-c", command)]
+    done = subprocess.run(["qemu-io", "-f", "raw", *words, where], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "failed" in done.stdout) == (0, False), done.stdout + done.stderr
+    return done.stdout
+
+
+def _attach(api: Api, volume: dict[str, Any]) -> dict[str, Any]:
+    body = {"volume_uuid": volume["id"], "connector": {"host": "hypervisor", "ip": "127.0.0.1"}}
+    answer = api.post("/v3/attachments", {"attachment": body})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()["attachment"]
+    return found
+
+
+def _children(service: Service) -> list[int]:
+    """The processes in which drivers of Cinder run, of this service."""
+    mine, found = str(service.state_dir), []
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            command, files = (
+                (each / "cmdline").read_bytes(),
+                [os.readlink(f) for f in (each / "fd").iterdir()],
+            )
+        except OSError:
+            continue
+        if b"cinder_host.py" in command and any(name.startswith(mine) for name in files):
+            found.append(int(each.name))
+    return found
+
+
+def test_a_volume_lives_its_life(api: Api, ceph: Cluster) -> None:
+    volume = api.volume(1)
+    held = _attach(api, volume)
+    info = held["connection_info"]
+    assert (info["driver_volume_type"], info["name"]) == ("rbd", f"{POOL}/volume-{volume['id']}")
+    assert (info["auth_username"], info["ports"]) == (ceph.user, [str(ceph.port)])
+    assert (info["secret_uuid"], info["volume_id"]) == (ceph.fsid, volume["id"])
+    _io(ceph, info["name"], "write -P 7 1M 64k")
+    assert api.post(f"/v3/attachments/{held['id']}/action", {"os-complete": {}}).status_code == 204
+    frozen = api.snapshot(volume["id"])
+    _io(ceph, info["name"], "write -P 8 1M 64k")
+    assert api.delete(f"/v3/attachments/{held['id']}").status_code == 200
+    copy = api.volume(2, snapshot_id=frozen["id"])
+    clone = api.volume(1, source_volid=volume["id"])
+    for made, content in ((copy, 7), (clone, 8)):
+        assert "verification failed" not in _io(
+            ceph, f"{POOL}/volume-{made['id']}", f"read -P {content} 1M 64k"
+        )
+    assert f"{2 << 30}" in ceph.rbd("info", f"{POOL}/volume-{copy['id']}", "--format", "json")
+    assert api.delete(f"/v3/snapshots/{frozen['id']}").status_code == 202
+    api.wait_gone(f"/v3/snapshots/{frozen['id']}", 60)
+    for each in (copy, clone, volume):
+        assert api.delete(f"/v3/volumes/{each['id']}").status_code == 202
+        api.wait_gone(f"/v3/volumes/{each['id']}", 60)
+
+
+def test_the_pool_is_as_the_driver_tells(api: Api) -> None:
+    (pool,) = api.get("/v3/scheduler-stats/get_pools?detail=true", as_="admin").json()["pools"]
+    told = pool["capabilities"]
+    assert (told["storage_protocol"], told["vendor_name"]) == ("ceph", "Open Source")
+    assert 0 < told["free_capacity_gb"] <= told["total_capacity_gb"] < 100
+
+
+def test_a_driver_that_dies_is_started_again(api: Api, bridge: Service, ceph: Cluster) -> None:
+    (first,) = _children(bridge)
+    os.kill(first, signal.SIGKILL)
+    volume = api.volume(1)
+    assert f"volume-{volume['id']}" in ceph.rbd("ls", POOL)
+    (second,) = _children(bridge)
+    assert second != first
+    assert api.delete(f"/v3/volumes/{volume['id']}").status_code == 202
+    api.wait_gone(f"/v3/volumes/{volume['id']}", 60)
+
+
+def test_an_array_of_somebody_elses_volumes_is_taken_over(api: Api, ceph: Cluster) -> None:
+    """As the images of another service would be: found, renamed, used, and let go again."""
+    ceph.rbd("create", f"{POOL}/volume-of-old", "--size", "1G")
+    _io(ceph, f"{POOL}/volume-of-old", "write -P 5 1M 64k")
+    host = api.get("/v3/scheduler-stats/get_pools", as_="admin").json()["pools"][0]["name"]
+    found = api.get(f"/v3/manageable_volumes?host={host}", as_="admin").json()["manageable-volumes"]
+    (mine,) = [each for each in found if each["reference"] == {"source-name": "volume-of-old"}]
+    assert mine["safe_to_manage"], mine
+    body = {"host": host, "ref": {"source-name": "volume-of-old"}}
+    answer = api.post("/v3/manageable_volumes", {"volume": body}, as_="admin")
+    assert answer.status_code == 202, answer.text
+    path = f"/v3/volumes/{answer.json()['volume']['id']}"
+    managed = api.wait(path, "volume")
+    assert managed["size"] == 1
+    _io(ceph, f"{POOL}/volume-{managed['id']}", "read -P 5 1M 64k")
+    assert api.post(f"{path}/action", {"os-unmanage": {}}, as_="admin").status_code == 202
+    api.wait_gone(path)
+    assert f"unmanaged-{managed['id']}" in ceph.rbd("ls", POOL)
+    ceph.rbd("remove", f"{POOL}/unmanaged-{managed['id']}")
+
+
+def test_no_secret_of_its_section_is_told(bridge: Service) -> None:
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert SECRET.encode() not in each.read_bytes()
+        except OSError:
+            continue
+    assert SECRET not in bridge.log.read_text()
+    for each in (bridge.state_dir / "cinder-array").rglob("*"):
+        assert not each.is_file() or SECRET.encode() not in each.read_bytes(), each
+
+
+def test_nothing_is_left_running_or_lying(bridge: Service, ceph: Cluster) -> None:
+    children = _children(bridge)
+    assert len(children) == 1
+    bridge.kill()
+    until(lambda: not _children(bridge), 10)
+    assert not list((bridge.state_dir / "cinder-array").glob("scratch-*"))
+    # of a clone's source, Cinder 29.0.0 keeps the image, even after the clone
+    assert [name for name in ceph.rbd("ls", POOL).split() if not name.endswith(".deleted")] == []
