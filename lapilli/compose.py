@@ -470,9 +470,12 @@ _KNOWN = {
         "cinder": ("CinderTarget", "CinderOptions"),
         "tgt": ("Tgt", "TgtOptions"),
         "local": ("Local", "LocalOptions"),
+        "nbd": ("Nbd", "NbdOptions"),
         "sim": ("SimTarget", "SimTargetOptions"),
     },
 }
+
+_UPSTREAM = {"tgtadm": "tgt", "lioadm": "lio"}  # names that a configuration of Cinder has
 
 
 def _adapter(kind: str, config: Config, section: str, name: str, option_name: str) -> object:

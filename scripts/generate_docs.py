@@ -148,6 +148,7 @@ _SECTIONS = {
     "SimTargetOptions": _BACK_END,
     "TgtOptions": _BACK_END,
     "LocalOptions": _BACK_END,
+    "NbdOptions": _BACK_END,
 }
 
 

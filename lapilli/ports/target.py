@@ -7,7 +7,7 @@ As with drivers, every call may run twice and may be cut off anywhere. Nothing h
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -19,7 +19,8 @@ class ExportSpec(msgspec.Struct, frozen=True):
 
     `data` is what `prepare` chose (iqn, portal, lun): it is stored, and is enough to rebuild the export.
     `connectors` are the facts of all who hold it (`initiator`, `nqn`, `host`), for `export` and `restore`: a
-    target that lets only initiators in that it knows serves these and no others.
+    target that lets only initiators in that it knows serves these and no others. `limits` are those of QoS
+    specs for a back end: `{read,write,total}_{bytes,iops}_sec`, and what a burst may be with `_max` behind.
     """
 
     volume_id: str
@@ -27,6 +28,7 @@ class ExportSpec(msgspec.Struct, frozen=True):
     data: dict[str, Any]
     secret: dict[str, str]
     connectors: tuple[dict[str, Any], ...] = ()
+    limits: dict[str, int] = {}
 
 
 class Target(Protocol):
@@ -74,3 +76,11 @@ class Target(Protocol):
 
         Raises `InvalidInput` when the connector lacks what this target needs (iSCSI: `initiator`).
         """
+
+
+@runtime_checkable
+class Throttling(Protocol):
+    """Optional: keep the limits of `ExportSpec.limits`; `export` and `restore` then do so too."""
+
+    def throttle(self, spec: ExportSpec) -> None:
+        """Keep these limits from now on, cutting nobody off; a missing export is success."""

@@ -250,14 +250,10 @@ def test_upstream_names_and_defaults(section: Any) -> None:
 # --- what compose makes of them --------------------------------------------------------------------------
 
 BACKENDS = [
-    (
-        {"volume_driver": "floppy"},
-        "[files] volume_driver = 'floppy': unknown; known are cinder, filepool, sim.",
-    ),
-    (
-        {"target_helper": "pigeon"},
-        "[files] target_helper = 'pigeon': unknown; known are cinder, local, sim, tgt.",
-    ),
+    ({"volume_driver": "floppy"},
+     f"[files] volume_driver = 'floppy': unknown; known are {', '.join(sorted(compose._KNOWN['drivers']))}."),
+    ({"target_helper": "pigeon"},
+     f"[files] target_helper = 'pigeon': unknown; known are {', '.join(sorted(compose._KNOWN['targets']))}."),
     ({"reserved_percentage": "101"}, "[files] reserved_percentage = '101': at most 100 expected."),
     ({"extra_capabilities": "{"}, "[files] extra_capabilities: a JSON object expected."),
     ({"extra_capabilities": "[1]"}, "[files] extra_capabilities: a JSON object expected."),

@@ -49,6 +49,6 @@ def exportable(harness: Harness) -> Exportable:
     def make(target: Target, address: BlockAddress | None = None) -> ExportSpec:
         volume_id = str(uuid.uuid4())
         data, secret = target.prepare(volume_id)
-        return ExportSpec(volume_id, address or harness.volume(), data, secret)
+        return ExportSpec(volume_id, address or harness.volume(), data, secret, (harness.connector,))
 
     return make

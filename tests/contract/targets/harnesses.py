@@ -20,6 +20,8 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from lapilli.adapters.targets.local import Local, LocalOptions
+from lapilli.adapters.targets.nbd import Nbd, NbdOptions
+from lapilli.adapters.targets.qmp import Qmp
 from lapilli.adapters.targets.sim import SimTarget, SimTargetOptions
 from lapilli.adapters.targets.tgt import Tgt, TgtOptions, _Wire
 from lapilli.ports.driver import BlockAddress
@@ -145,6 +147,49 @@ class TgtHarness(Harness):
             self.make()._tidy()
 
 
+class NbdHarness(Harness):
+    """qemu-storage-daemon with a pre-shared key for each volume, and QEMU's NBD client."""
+
+    title = "nbd"
+    effects = ((Qmp, "ask"),)
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        # a part of the range that tests of other processes do not get at the same time
+        first = 20000 + os.getpid() % 1000 * 10
+        self.options = NbdOptions(nbd_first_port=first, nbd_last_port=first + 99)
+
+    def make(self, name: str = "files") -> Nbd:
+        return Nbd(self.options, name=name, state_dir=str(self.state))
+
+    @contextlib.contextmanager
+    def disk(self, info: Info) -> Iterator[list[str]]:
+        data = info["data"]
+        words = (
+            f"driver=raw,file.driver=nbd,file.server.type=inet,file.server.host={data['hosts'][0]},"
+            f"file.server.port={data['ports'][0]},file.export={data['name']}"
+        )
+        if "auth_password" not in data:
+            yield ["--image-opts", words]
+            return
+        keys = self.directory / f"psk-{uuid.uuid4()}"
+        keys.mkdir()
+        (keys / "keys.psk").write_text(f"{data['auth_username']}:{data['auth_password']}\n")
+        credentials = f"tls-creds-psk,id=tls,endpoint=client,dir={keys},username={data['auth_username']}"
+        yield ["--object", credentials, "--image-opts", f"{words},file.tls-creds=tls"]
+
+    def perish(self) -> None:
+        for path in self.state.rglob("daemon.pid"):
+            _kill(int(path.read_text()))
+
+    def leftovers(self, volume_id: str) -> list[str]:
+        return [str(each) for each in self.state.rglob(volume_id)]
+
+    def end(self) -> None:
+        self.make().restore([])
+        self.make("other").restore([])
+
+
 _PLAIN = "hands out a path of this host: no daemon serves it"
 
 
@@ -195,8 +240,13 @@ class SimHarness(LocalHarness):
 
 
 # name: class, or "module:class" of one that is imported when it runs
-HARNESSES: dict[str, type[Harness] | str] = {"tgt": TgtHarness, "local": LocalHarness, "sim": SimHarness}
-ALWAYS = ("tgt", "local", "sim")
+HARNESSES: dict[str, type[Harness] | str] = {
+    "tgt": TgtHarness,
+    "nbd": NbdHarness,
+    "local": LocalHarness,
+    "sim": SimHarness,
+}
+ALWAYS = ("tgt", "nbd", "local", "sim")
 
 
 def chosen() -> list[str]:
