@@ -93,7 +93,9 @@ class BackendOptions:
     """What every back end's section may hold; drivers and targets add their own."""
 
     volume_driver: str = option("filepool", "Storage driver.")
-    target_helper: str = option("tgt", "Target that serves its volumes.")
+    target_helper: str | None = option(
+        None, "Target that serves its volumes; default: rbd for the driver rbd, tgt for all others."
+    )
     backend_host: str | None = option(None, "Host part of this back end's name.")
     backend_availability_zone: str | None = option(None, "Zone of this back end.")
     reserved_percentage: int = option(
@@ -414,10 +416,12 @@ def _check_backends(config: Config, names: Sequence[str]) -> None:
 def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend:
     options = config.read(BackendOptions, name, fallback="backend_defaults")
     driver = cast(Driver, _adapter("drivers", config, name, options.volume_driver, "volume_driver"))
-    target = cast(Target, _adapter("targets", config, name, options.target_helper, "target_helper"))
-    protocol = {"tgt": "iSCSI", "local": "local"}.get(options.target_helper, options.target_helper)
+    helper = options.target_helper or _USUAL_TARGETS.get(options.volume_driver, "tgt")
+    target = cast(Target, _adapter("targets", config, name, helper, "target_helper"))
+    _check_fit(name, options.volume_driver, driver, helper, target)
+    protocol = {"tgt": "iSCSI", "rbd": "ceph"}.get(helper, helper)
     extra: dict[str, Any] = {"reserved_percentage": options.reserved_percentage}
-    if options.target_helper != "cinder":  # there the driver tells it
+    if helper != "cinder":  # there the driver tells it
         extra["storage_protocol"] = protocol
     if options.max_over_subscription_ratio is not None:
         placement.check_ratio(name, options.max_over_subscription_ratio)
@@ -433,6 +437,15 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
         extra=extra,
         functions=_functions(config, name, driver),
     )
+
+
+def _check_fit(name: str, driver_name: str, driver: Driver, helper: str, target: Target) -> None:
+    """Raises `ConfigError` for a target that cannot serve what the driver's volumes are."""
+    if driver.kind is not None and driver.kind not in target.kinds:
+        raise ConfigError(
+            f"[{name}] target_helper = {helper!r}: volume_driver = {driver_name} has volumes of the kind "
+            f"{driver.kind}; this target serves {' and '.join(target.kinds)}."
+        )
 
 
 def _functions(config: Config, name: str, driver: Driver) -> dict[str, str]:
@@ -460,10 +473,12 @@ def _json_object(section: str, text: str) -> dict[str, Any]:
     return found
 
 
+_USUAL_TARGETS = {"rbd": "rbd"}
 _KNOWN = {
     "drivers": {
         "cinder": ("CinderDriver", "CinderOptions"),
         "filepool": ("FilePool", "FilePoolOptions"),
+        "rbd": ("Rbd", "RbdOptions"),
         "sim": ("Sim", "SimOptions"),
     },
     "targets": {
@@ -471,6 +486,7 @@ _KNOWN = {
         "tgt": ("Tgt", "TgtOptions"),
         "local": ("Local", "LocalOptions"),
         "nbd": ("Nbd", "NbdOptions"),
+        "rbd": ("RbdTarget", "RbdTargetOptions"),
         "sim": ("SimTarget", "SimTargetOptions"),
     },
 }

@@ -143,6 +143,9 @@ _SECTIONS = {
     "BackendOptions": _BACK_END,
     "FunctionOptions": _BACK_END,
     "FilePoolOptions": _BACK_END,
+    "CephOptions": _BACK_END,
+    "RbdOptions": _BACK_END,
+    "RbdTargetOptions": _BACK_END,
     "CinderOptions": _BACK_END,
     "SimOptions": _BACK_END,
     "SimTargetOptions": _BACK_END,
@@ -196,7 +199,8 @@ def configuration() -> str:
 def _options(section: type) -> Iterator[tuple[str, str, str, str]]:
     hints = get_type_hints(section)
     for entry in dataclasses.fields(section):
-        if entry.metadata.get("whole"):
+        inherited = entry.name not in section.__annotations__
+        if inherited or entry.metadata.get("whole"):
             continue
         default = entry.default
         if entry.default_factory is not dataclasses.MISSING:

@@ -22,6 +22,14 @@ _PATH = re.compile(r"(?:^|=)(/[^,]+)")  # an argument that is one, or options as
 _USERINFO = re.compile(r"//[^/@\s]+@")
 
 
+class Failed(StorageError):
+    """A program ended with an exit status that is not accepted."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def run(
     arguments: Sequence[str],
     *,
@@ -37,7 +45,8 @@ def run(
 
     `on_line` gets every output line as it comes (a carriage return ends one too), and nothing is returned.
     `on_tick` is called about once a second; what either raises ends the program.
-    Raises `StorageError` with the end of what the program said when its exit status is not in `accept`.
+    Raises `Failed` with the end of what the program said when its exit status is not in `accept`, and another
+    `StorageError` when it does not end or cannot be started.
     """
     name = os.path.basename(arguments[0])
     try:
@@ -56,7 +65,7 @@ def run(
     finally:
         status = _end(child)
     if status not in accept:
-        raise StorageError(_reason(name, status, _for_users(complaint, arguments)))
+        raise Failed(_reason(name, status, _for_users(complaint, arguments)), status)
     return said
 
 

@@ -73,6 +73,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
 class Driver(Protocol):
     """What every back end can do."""
 
+    kind: str | None  # of its addresses; None for one that cannot tell before it has started
+
     def start(self) -> None:
         """Check and prepare the back end at the start of a process; cheap when repeated."""
 

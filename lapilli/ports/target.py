@@ -35,6 +35,7 @@ class Target(Protocol):
     """What every target can do."""
 
     name: str
+    kinds: tuple[str, ...]  # of the addresses that it can serve
     serves: bool  # False for one that hands out paths only: nothing is served, so nothing can be missing
 
     def start(self) -> None:

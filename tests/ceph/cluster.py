@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lapilli.adapters.ceph.library import modules
 from tests.clouds import machine
 from tests.clouds.machine import Daemon, ini
 
@@ -94,6 +95,26 @@ class Cluster:
         self.ceph("osd", "pool", "create", name, "8", "8", "--size", str(size))
         self.ceph("osd", "pool", "application", "enable", name, "rbd")
 
+    def empty(self, pool: str) -> None:
+        """Remove every image of a pool and of its trash, with its snapshots."""
+        found = modules()
+        assert found is not None, "python3-rbd is for another version of Python than this"
+        rados, rbd = found
+        with rados.Rados(conffile=str(self.conf)) as cluster, cluster.open_ioctx(pool) as context:
+            while left := [*rbd.RBD().list(context), *rbd.RBD().trash_list(context)]:
+                for each in left:  # clones go before what they are cloned of: whatever cannot go yet is left
+                    with contextlib.suppress(rbd.ImageHasSnapshots, rbd.ImageBusy, rbd.ImageNotFound):
+                        _remove(rbd, context, each)
+
+    def variant(self, **options: object) -> Path:
+        """A configuration file for clients, with other options than this one's."""
+        words = "-".join(f"{name}-{value}" for name, value in sorted(options.items()))
+        path = self.directory / f"ceph-{words}.conf"
+        values = self.configuration()
+        values["client"] |= options
+        path.write_text(ini(values))
+        return path
+
     # -- start and stop ---------------------------------------------------------------------------------
 
     def configuration(self) -> dict[str, dict[str, Any]]:
@@ -151,6 +172,7 @@ class Cluster:
         self._daemon(self._manager, "ceph-mgr", "one")
         self._make_osd()
         self.start_osd()
+        self.ceph("osd", "set-require-min-compat-client", "mimic")  # clones of the second form
         for pool in self.pools:
             self.pool(pool)
         self.grant(f"client.{self.user}", *_USER)
@@ -232,6 +254,21 @@ class Cluster:
     def logs(self) -> dict[str, str]:
         """The end of each daemon's log."""
         return {each.name: each.last_words() for each in (self._monitor, self._manager, self.osd)}
+
+
+def _remove(rbd: Any, context: Any, image: Any) -> None:
+    """An image by its name, or one of the trash."""
+    kept = isinstance(image, dict)
+    with rbd.Image(context, **({"image_id": image["id"]} if kept else {"name": image})) as opened:
+        for snap in opened.list_snaps():
+            if snap["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER:
+                if opened.is_protected_snap(snap["name"]):
+                    opened.unprotect_snap(snap["name"])
+                opened.remove_snap(snap["name"])
+    if kept:
+        rbd.RBD().trash_remove(context, image["id"])
+    else:
+        rbd.RBD().remove(context, image)
 
 
 @contextmanager

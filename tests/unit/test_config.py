@@ -254,6 +254,17 @@ BACKENDS = [
      f"[files] volume_driver = 'floppy': unknown; known are {', '.join(sorted(compose._KNOWN['drivers']))}."),
     ({"target_helper": "pigeon"},
      f"[files] target_helper = 'pigeon': unknown; known are {', '.join(sorted(compose._KNOWN['targets']))}."),
+    ({"volume_driver": "rbd", "target_helper": "tgt"},
+     "[files] target_helper = 'tgt': volume_driver = rbd has volumes of the kind rbd; this target "
+     "serves file and block."),
+    ({"volume_driver": "filepool", "target_helper": "rbd"},
+     "[files] target_helper = 'rbd': volume_driver = filepool has volumes of the kind file; this target "
+     "serves rbd."),
+    ({"volume_driver": "rbd", "rbd_store_chunk_size": "3"},
+     "[files] rbd_store_chunk_size = 3: a power of two expected."),
+    ({"volume_driver": "rbd", "rbd_pool": "a/b"}, "[files] rbd_pool = 'a/b': the name of a pool expected."),
+    ({"volume_driver": "rbd", "rbd_client": "telnet"},
+     "[files] rbd_client = 'telnet': one of auto, library, program expected."),
     ({"reserved_percentage": "101"}, "[files] reserved_percentage = '101': at most 100 expected."),
     ({"extra_capabilities": "{"}, "[files] extra_capabilities: a JSON object expected."),
     ({"extra_capabilities": "[1]"}, "[files] extra_capabilities: a JSON object expected."),

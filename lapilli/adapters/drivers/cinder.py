@@ -41,6 +41,8 @@ _REACHED = ("ceph", "rbd")  # protocols by which this host reaches a volume with
 class CinderDriver:
     """Driver on a driver of Cinder."""
 
+    kind = None
+
     def __init__(self, options: CinderOptions, *, name: str, state_dir: str) -> None:
         self._options = options
         self._bridge = bridge_of(options, name=name, state_dir=state_dir)

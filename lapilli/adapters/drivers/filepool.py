@@ -54,6 +54,8 @@ class FilePoolOptions:
 class FilePool:
     """Driver and image cache on a directory."""
 
+    kind = "file"
+
     def __init__(self, options: FilePoolOptions, *, name: str, state_dir: str) -> None:
         self._root = os.path.abspath(options.filepool_path or os.path.join(state_dir, "pool"))
         self.pool = options.volume_backend_name or name

@@ -23,6 +23,7 @@ class CinderTarget:
     """Target that leaves it to the driver."""
 
     name = "cinder"
+    kinds = ("file", "block", "rbd", "nbd", "iscsi")
     serves = True
 
     def __init__(self, options: CinderOptions, *, name: str, state_dir: str) -> None:

@@ -17,6 +17,7 @@ class LocalOptions:
 class Local:
     """Target that hands out paths."""
 
+    kinds = ("file", "block")
     serves = False
 
     def __init__(self, options: LocalOptions, *, name: str, state_dir: str) -> None:  # noqa: ARG002 - as all

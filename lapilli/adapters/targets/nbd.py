@@ -55,6 +55,7 @@ class NbdOptions:
 class Nbd:
     """Target on qemu-storage-daemon."""
 
+    kinds = ("file", "block", "rbd", "nbd", "iscsi")
     serves = True
 
     def __init__(self, options: NbdOptions, *, name: str, state_dir: str) -> None:

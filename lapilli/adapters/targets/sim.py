@@ -34,6 +34,7 @@ CALLS = "start stop prepare export unexport resize exports restore connection_in
 class SimTarget:
     """A target for tests and demonstrations: nothing is served."""
 
+    kinds = ("file", "block")
     serves = True
 
     def __init__(self, options: SimTargetOptions, *, name: str, state_dir: str) -> None:

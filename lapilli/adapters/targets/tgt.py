@@ -108,6 +108,7 @@ class _Shown:
 class Tgt:
     """Target on tgtd."""
 
+    kinds = ("file", "block")
     serves = True
 
     def __init__(self, options: TgtOptions, *, name: str, state_dir: str) -> None:

@@ -15,13 +15,16 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lapilli.adapters import qemu
 from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
+from lapilli.adapters.drivers.rbd import Rbd, RbdOptions
 from lapilli.adapters.drivers.sim import Sim, SimOptions
 from lapilli.ports.driver import BlockAddress, Driver
+from tests.ceph.cluster import Cluster
 from tests.contract.drivers import bridged
 
 _HEX = re.compile(r"^[0-9a-f]{8}: +((?:[0-9a-f]{2} +)+)", re.MULTILINE)
@@ -61,11 +64,28 @@ def _cinder_rbd(request: pytest.FixtureRequest, state: Path) -> Driver:
     return made
 
 
+def _rbd(**options: Any) -> Callable[[pytest.FixtureRequest, Path], Driver]:
+    """On a pool that is emptied; `clones` is the form that Ceph gives new ones."""
+    clones = options.pop("clones", 2)
+
+    def make(request: pytest.FixtureRequest, state: Path) -> Driver:
+        ceph: Cluster = request.getfixturevalue("ceph")
+        ceph.empty("volumes")
+        conf = ceph.variant(rbd_default_clone_format=clones)
+        known = {"rbd_pool": "volumes", "rbd_ceph_conf": str(conf), "rbd_user": ceph.user}
+        return Rbd(RbdOptions(**known, **options), name="rbd", state_dir=str(state))
+
+    return make
+
+
 BACKENDS = {
     "sim": Backend("sim", _sim),
     "filepool-ext4": Backend("filepool on ext4", _file_pool("ext4")),
     "filepool-xfs": Backend("filepool on XFS", _file_pool("xfs")),
     "cinder-rbd": Backend("Cinder's RBD driver, bridged", _cinder_rbd, ceph=True),
+    "rbd": Backend("rbd", _rbd(rbd_client="library"), ceph=True),
+    "rbd-old-clones": Backend("rbd, protected snapshots", _rbd(rbd_client="library", clones=1), ceph=True),
+    "rbd-program": Backend("rbd by its program", _rbd(rbd_client="program"), ceph=True),
 }
 ALWAYS = ("sim", "filepool-ext4", "filepool-xfs")
 
