@@ -416,12 +416,13 @@ def _check_backends(config: Config, names: Sequence[str]) -> None:
 def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend:
     options = config.read(BackendOptions, name, fallback="backend_defaults")
     driver = cast(Driver, _adapter("drivers", config, name, options.volume_driver, "volume_driver"))
-    helper = options.target_helper or _USUAL_TARGETS.get(options.volume_driver, "tgt")
+    named = options.target_helper or _USUAL_TARGETS.get(options.volume_driver, "tgt")
+    helper = _UPSTREAM.get(named, named)
     target = cast(Target, _adapter("targets", config, name, helper, "target_helper"))
     _check_fit(name, options.volume_driver, driver, helper, target)
-    protocol = {"tgt": "iSCSI", "rbd": "ceph"}.get(helper, helper)
     extra: dict[str, Any] = {"reserved_percentage": options.reserved_percentage}
     if helper != "cinder":  # there the driver tells it
+        protocol = {"tgt": "iSCSI", "lio": "iSCSI", "rbd": "ceph"}.get(helper, helper)
         extra["storage_protocol"] = protocol
     if options.max_over_subscription_ratio is not None:
         placement.check_ratio(name, options.max_over_subscription_ratio)

@@ -17,6 +17,19 @@ def in_front(specs: QosSpecs | None, size: int) -> dict[str, str] | None:
     """
     if specs is None or specs.consumer == "back-end":
         return None
+    return _resolved(specs, size)
+
+
+def at_back(specs: QosSpecs | None, size: int) -> dict[str, int]:
+    """The limits that the back end keeps for a volume of `size` GiB; `<limit>_max` is what a burst may be."""
+    if specs is None or specs.consumer == "front-end":
+        return {}
+    told = _resolved(specs, size)
+    limits = {name: _number(told, name) for limit in _SCALED for name in (limit, f"{limit}_max")}
+    return {name: value for name, value in limits.items() if value}
+
+
+def _resolved(specs: QosSpecs, size: int) -> dict[str, str]:
     told = dict(specs.specs)
     for limit in _SCALED:
         each = _number(told, f"{limit}_per_gb")

@@ -154,7 +154,7 @@ def _spec(work: Work, volume: Volume, instead: dict[str, dict[str, Any]] | None 
         export = records.find(connection, Export, volume.id)
         if export is None:
             raise StorageError("The export was dropped meanwhile.", retry=False)
-        return export_spec(connection, work.storage.driver, volume, export, instead=instead)
+        return export_spec(connection, work.storage, volume, export, instead=instead)
 
 
 def _withdraw(work: Work, leaving: Collection[str]) -> None:
@@ -166,7 +166,7 @@ def _withdraw(work: Work, leaving: Collection[str]) -> None:
         volume = records.find(connection, Volume, work.resource_id)
         spec = None
         if stay and export is not None and volume is not None:
-            spec = export_spec(connection, work.storage.driver, volume, export, leaving=leaving)
+            spec = export_spec(connection, work.storage, volume, export, leaving=leaving)
     if spec is not None:
         target.export(spec)
     elif not stay:
@@ -182,7 +182,7 @@ class ConnectOnFinish(RecordTask):
         export = records.find(connection, Export, volume.id)
         if export is None:
             raise StorageError("The export was dropped meanwhile.", retry=False)
-        spec = export_spec(connection, work.storage.driver, volume, export)
+        spec = export_spec(connection, work.storage, volume, export)
         mode = work.args["mode"]
         info = work.storage.target.connection_info(spec, work.args["connector"], access_mode=mode)
         info["data"] |= self._facts(work, connection, volume, mode)

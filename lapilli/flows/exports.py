@@ -8,9 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli.domain.model import Connection, Export, Volume
+from lapilli.flows import qos
+from lapilli.flows.definitions import Backend
 from lapilli.flows.volume_tasks import reference
-from lapilli.ports.driver import Driver
-from lapilli.ports.target import ExportSpec
+from lapilli.ports.target import ExportSpec, Throttling
 from lapilli.store import records, tables
 
 
@@ -21,7 +22,7 @@ def holders(connection: sa.Connection, volume_id: str) -> list[Connection]:
 
 def export_spec(
     connection: sa.Connection,
-    driver: Driver,
+    backend: Backend,
     volume: Volume,
     export: Export,
     *,
@@ -34,4 +35,8 @@ def export_spec(
     """
     present = {each.holder: each.connector for each in holders(connection, volume.id)} | (instead or {})
     connectors = tuple(present[holder] for holder in sorted(present) if holder not in leaving)
-    return ExportSpec(volume.id, driver.address(reference(volume)), export.data, export.secret, connectors)
+    limits = {}
+    if isinstance(backend.target, Throttling):
+        limits = qos.at_back_end(connection, volume.volume_type_id, volume.size)
+    address = backend.driver.address(reference(volume))
+    return ExportSpec(volume.id, address, export.data, export.secret, connectors, limits)

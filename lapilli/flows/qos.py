@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli import events
+from lapilli.domain import qos as rules
 from lapilli.domain.model import QosSpecs, VolumeType
 from lapilli.errors import Conflict, InvalidInput, NotFound
 from lapilli.flows.core import Core
@@ -124,6 +125,12 @@ def disassociate_all(core: Core, identifier: str) -> None:
         if core.notices is not None:
             core.notices.qos(connection, "disassociate_all", id=identifier)
     events.emit("qos_specs.disassociate_all", qos_specs_id=identifier)
+
+
+def at_back_end(connection: sa.Connection, type_id: str, size: int) -> dict[str, int]:
+    """The limits that the back end keeps for a volume of a type."""
+    kind = records.find(connection, VolumeType, type_id)
+    return {} if kind is None else rules.at_back(of_type(connection, kind), size)
 
 
 def of_type(connection: sa.Connection, kind: VolumeType) -> QosSpecs | None:

@@ -14,17 +14,19 @@ import sqlalchemy as sa
 
 from lapilli.context import Context
 from lapilli.domain import placement, quotas as quota_rules
-from lapilli.domain.model import Snapshot, Volume, VolumeType
+from lapilli.domain.model import Export, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import InvalidInput, NoValidBackend, StorageError
 from lapilli.flows import qos
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
+from lapilli.flows.exports import export_spec
 from lapilli.flows.scheduling import place
 from lapilli.flows.volume_tasks import backend_host, complain, has_code, load, reference
 from lapilli.flows.volumes import NOT_IN_GROUP, NOT_MIGRATING, check_type_size
 from lapilli.ports.driver import Retyping
+from lapilli.ports.target import Throttling
 from lapilli.store import quotas, records, tables
 from lapilli.store.session import rerun_when_contended
 
@@ -178,6 +180,7 @@ class RetypeVolume(Task):
         driver = work.storage.driver
         if changes and not (isinstance(driver, Retyping) and driver.retype(reference(load(work)), changes)):
             raise StorageError(f"The back end cannot change the type in place. {_MOVE}", retry=False)
+        self._throttle(work, "new_type")
 
     def revert(self, work: Work) -> None:
         """Change it back."""
@@ -186,6 +189,22 @@ class RetypeVolume(Task):
             volume = records.find(connection, Volume, work.resource_id)
         if changes and volume is not None and isinstance(driver, Retyping):
             driver.retype(reference(volume), changes)
+        self._throttle(work, "old_type")
+
+    @staticmethod
+    def _throttle(work: Work, which: str) -> None:
+        """Let the target keep the limits of a type, where the volume is served."""
+        backend = work.storage
+        if not isinstance(backend.target, Throttling):
+            return
+        with work.core.store.read() as connection:
+            volume = records.find(connection, Volume, work.resource_id)
+            export = records.find(connection, Export, work.resource_id)
+            if volume is None or export is None:
+                return
+            spec = export_spec(connection, backend, volume, export)
+            limits = qos.at_back_end(connection, work.args[which], volume.size)
+        backend.target.throttle(msgspec.structs.replace(spec, limits=limits))
 
     @staticmethod
     def _changes(work: Work, before: str, after: str) -> dict[str, tuple[str | None, str | None]]:

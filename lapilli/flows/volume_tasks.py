@@ -14,12 +14,13 @@ from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, LapilliError, NoValidBackend, StorageError
+from lapilli.flows import qos
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.imaging import write_image
 from lapilli.flows.scheduling import claim_capacity, place, request_for
 from lapilli.ports.driver import GIB, Driver, SnapshotRef, VolumeRef
-from lapilli.ports.target import ExportSpec
+from lapilli.ports.target import ExportSpec, Throttling
 from lapilli.store import quotas, records, tables
 
 CREATE = transition("volume", "create")
@@ -363,9 +364,13 @@ class ExtendVolume(Task):
             raise StorageError(f"The back end says that it extended volume {volume.id}, but it has not.")
         with work.core.store.read() as connection:
             export = records.find(connection, Export, volume.id)
+            limits = qos.at_back_end(connection, volume.volume_type_id, new_size) if export else {}
         if export is not None:
-            spec = ExportSpec(volume.id, backend.driver.address(ref), export.data, export.secret)
+            address = backend.driver.address(ref)
+            spec = ExportSpec(volume.id, address, export.data, export.secret, limits=limits)
             backend.target.resize(spec, length)
+            if isinstance(backend.target, Throttling):
+                backend.target.throttle(spec)
 
 
 class ExtendVolumeOnFinish(RecordTask):

@@ -257,7 +257,7 @@ class Doctor:
                 yield Difference(f"an export of volume {identifier} is recorded, but the volume is gone")
                 continue
             with self.core.store.read() as connection:
-                spec = export_spec(connection, backend.driver, volume, export)
+                spec = export_spec(connection, backend, volume, export)
             yield Difference(
                 f"target {backend.target.name} does not serve volume {identifier}, which is connected",
                 partial(backend.target.export, spec),

@@ -23,7 +23,7 @@ from lapilli.flows.definitions import Backend
 from lapilli.flows.exports import export_spec
 from lapilli.flows.hangs import whereabouts
 from lapilli.ports.driver import ImageCache
-from lapilli.ports.target import ExportSpec
+from lapilli.ports.target import ExportSpec, Throttling
 from lapilli.store import records, tables
 
 _log = logging.getLogger("lapilli.service")
@@ -189,7 +189,7 @@ class Keeper:
                 volume = records.find(connection, Volume, row.volume_id)
                 if volume is None or volume.host is None:
                     continue
-                spec = export_spec(connection, self.backend.driver, volume, row)
+                spec = export_spec(connection, self.backend, volume, row)
                 if spec.connectors:
                     wanted[row.volume_id] = spec
         return wanted
@@ -239,6 +239,7 @@ def report(core: Core, backend: Backend) -> None:
             "free_capacity_gb": stats.free_gb,
             "thin_provisioning_support": stats.thin,
             "thick_provisioning_support": not stats.thin,
+            "QoS_support": isinstance(backend.target, Throttling),
             "pool_name": stats.pool,
             **backend.functions,
             **stats.capabilities,

@@ -21,10 +21,10 @@ class QmpRefusal(StorageError):
 class Qmp:
     """One connection to a daemon's monitor, the socket `name` in `directory`."""
 
-    def __init__(self, directory: str, name: str) -> None:
+    def __init__(self, directory: str, name: str, patience: float = _PATIENCE) -> None:
         """Raises `StorageError` when none answers there."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_PATIENCE)
+        self._socket.settimeout(patience)
         try:
             self._connect(directory, name)
             self._stream = self._socket.makefile("rw", encoding="utf-8")

@@ -192,7 +192,7 @@ class Daemon:
         """End it, cutting off its clients. Raises `StorageError`."""
         if not self.is_alive():
             return
-        with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor") as monitor:
+        with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor", _QUIT) as monitor:
             monitor.ask("quit")
         if not self._ends_within(_QUIT):
             for pid in self._processes():

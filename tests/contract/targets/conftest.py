@@ -16,8 +16,8 @@ Exportable = Callable[[Target], ExportSpec]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test of the contract on every target that is chosen."""
-    if "kind" in metafunc.fixturenames:
+    """Every test of the contract on every target that is chosen; other modules name theirs (`kind`)."""
+    if "kind" in metafunc.fixturenames and not hasattr(metafunc.module, "kind"):
         metafunc.parametrize("kind", chosen(), scope="function")
 
 
