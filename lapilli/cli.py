@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     told = "Tell listeners of notifications of every volume and snapshot: volume.exists, snapshot.exists."
     audit = command("audit", _audit, told)
     audit.add_argument("--period", metavar="UNIT", help="hour, day, month or year; default: as configured")
+    told = "Print the passphrase that opens an encrypted volume, for a host that opens it by hand."
+    passphrase = command("passphrase", _passphrase, told)
+    passphrase.add_argument("volume", metavar="ID")
     _policy_commands(commands)
     _operation_commands(commands)
     _service_commands(commands)
@@ -240,6 +243,14 @@ def _doctor(options: argparse.Namespace) -> int:
         print("Everything is as the database says.")
     core.journal.bus.close()
     return 1 if left else 0
+
+
+# --- encryption ------------------------------------------------------------------------------------------
+
+
+def _passphrase(options: argparse.Namespace) -> None:
+    # in a pipe there is nothing behind it: programs take all that they read
+    print(compose.passphrase(_config(options), options.volume), end="\n" if sys.stdout.isatty() else "")
 
 
 # --- policy ----------------------------------------------------------------------------------------------
@@ -545,9 +556,9 @@ def _printable(text: str) -> str:
 
 
 def _image_delete(options: argparse.Namespace) -> None:
-    images = compose.make_directory_images(_config(options))
+    config = _config(options)
     for reference in options.images:
-        images.delete(images.get(reference).id)
+        compose.delete_image(config, reference)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.buses.polling import PollingBus
 from lapilli.adapters.images.directory import DirectoryImages
 from lapilli.adapters.images.image_api import GlanceOptions, ServiceUserOptions
+from lapilli.adapters.keys.fixed import FixedKey
+from lapilli.adapters.keys.local import LocalKeys
 from lapilli.api.options import ApiOptions, BodyOptions, PolicyOptions
 from lapilli.config import Config, ServiceOptions, option
 from lapilli.context import Authenticator, Context
@@ -35,6 +37,7 @@ from lapilli.errors import ConfigError, DatabaseUnavailable
 from lapilli.flows import (  # noqa: F401 - they declare operations
     attachment_tasks,
     audits,
+    encryption,
     managing_tasks,
     retype,
     rewriting,
@@ -52,6 +55,7 @@ from lapilli.flows.volumes import VolumeRequest
 from lapilli.ports.bus import Bus
 from lapilli.ports.driver import Driver, Noting, OwnFunctions
 from lapilli.ports.images import Converter, ImageSource
+from lapilli.ports.keys import KeyStore, Luks
 from lapilli.ports.target import Target
 from lapilli.runtime.relay import Relay
 from lapilli.runtime.service import RoleService, WorkerOptions
@@ -149,6 +153,28 @@ class NotificationOptions:
     )
 
 
+@dataclass(frozen=True)
+class KeyOptions:
+    """Section [key_manager]: where the keys of encrypted volumes are."""
+
+    backend: str = option(
+        "local",
+        "local: in files of this machine, wrapped by a master key; none: encrypted volumes are refused.",
+        choices=("local", "none"),
+    )
+    key_directory: str | None = option(
+        None, "Files of the local key store; default: `keys` in the state directory."
+    )
+    master_key_file: str | None = option(
+        None,
+        "Master keys of the local key store, a line each: the first wraps, all unwrap; "
+        "default: `master.key` in the state directory, made at the first use.",
+    )
+    fixed_key: str | None = option(
+        None, "One key for all volumes, in hexadecimal digits; the key store is not used then.", secret=True
+    )
+
+
 _SECTIONS: tuple[tuple[type, str], ...] = (
     *((each, "DEFAULT") for each in (ServiceOptions, WorkerOptions, AuthOptions, ImageOptions)),
     *((each, "DEFAULT") for each in (ApiOptions, VolumeOptions, TypeOptions, QuotaOptions)),
@@ -161,6 +187,7 @@ _SECTIONS: tuple[tuple[type, str], ...] = (
     (BasicOptions, "http_basic"),
     (PolicyOptions, "oslo_policy"),
     (IdentityOptions, "identity"),
+    (KeyOptions, "key_manager"),
     (BodyOptions, "oslo_middleware"),
     (BodyOptions, "healthcheck"),
 )
@@ -261,6 +288,14 @@ def make_directory_images(config: Config) -> DirectoryImages:
     return DirectoryImages(options.image_directory or state_file(config, "images"))
 
 
+def delete_image(config: Config, reference: str) -> None:
+    """Remove an image of the directory, and the key that is its own."""
+    images, keys = make_directory_images(config), make_keys(config)
+    image = images.get(reference)
+    images.delete(image.id)
+    encryption.forget_image(keys, image)
+
+
 def make_bus(config: Config, store: Store) -> Bus:
     """What wakes other processes: as configured, or as fits the database. Raises `ConfigError`."""
     options = config.read(BusOptions)
@@ -291,9 +326,31 @@ def make_core(config: Config) -> Core:
     convert = importlib.import_module("lapilli.adapters.images.convert")
     told = Notices(host_of(config)) if notification_drivers(config) else None
     journal = Journal(store, bus, deadlines(config.read(VolumeOptions).operation_deadlines), told)
-    core = Core(config, store, journal, make_images(config), cast(Converter, convert), make_identity(config))
+    core = Core(
+        config,
+        store,
+        journal,
+        make_images(config),
+        cast(Converter, convert),
+        cast(Luks, importlib.import_module("lapilli.adapters.images.luks")),
+        make_keys(config),
+        make_identity(config),
+    )
     volume_types.ensure_default(core)
     return core
+
+
+def make_keys(config: Config) -> KeyStore | None:
+    """Where keys of encrypted volumes are kept; None where there shall be none. Raises `ConfigError`."""
+    options = config.read(KeyOptions, "key_manager")
+    if options.fixed_key is not None:
+        return FixedKey(options.fixed_key)
+    if options.backend == "none":
+        return None
+    return LocalKeys(
+        options.key_directory or state_file(config, "keys"),
+        options.master_key_file or state_file(config, "master.key"),
+    )
 
 
 def _add_plugins(group: str, wanted: list[str], known: dict[str, Any]) -> None:
@@ -554,6 +611,16 @@ def make_roles(core: Core, roles: tuple[str, ...]) -> list[RoleService]:
         give_notes(core, backends)
         made.append(RoleService(core, "volume", host, backends))
     return made
+
+
+def passphrase(config: Config, volume_id: str) -> str:
+    """What opens an encrypted volume. Raises `NotFound`, `InvalidInput`, `KeyStoreError`."""
+    core = make_core(config)
+    try:
+        return encryption.passphrase(core, volume_id)
+    finally:
+        core.journal.bus.close()
+        core.store.close()
 
 
 def make_caller(

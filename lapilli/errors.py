@@ -193,6 +193,13 @@ class StorageError(LapilliError):
             self.retry = retry
 
 
+class KeyStoreError(StorageError):
+    """The key store does not answer, refuses, or has not got the key."""
+
+    code = "key-store"
+    retry = False
+
+
 class Busy(StorageError):
     """The object is in use at the back end (an open handle, a dependent clone): try again later."""
 

@@ -138,6 +138,7 @@ _SECTIONS = {
     "DatabaseOptions": "database",
     "BasicOptions": "http_basic",
     "IdentityOptions": "identity",
+    "KeyOptions": "key_manager",
     "BodyOptions": "oslo_middleware",
     "PolicyOptions": "oslo_policy",
     "BackendOptions": _BACK_END,

@@ -12,7 +12,8 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from lapilli.errors import StorageError
 
@@ -30,6 +31,31 @@ class Failed(StorageError):
         self.status = status
 
 
+@dataclass(frozen=True)
+class MemoryFile:
+    """A file in memory, which programs are handed; it is gone with whoever holds it, and never on a disk."""
+
+    file: int
+
+    @property
+    def path(self) -> str:
+        """What the programs call it."""
+        return f"/dev/fd/{self.file}"
+
+
+@contextlib.contextmanager
+def in_memory(content: bytes = b"", *, length: int = 0) -> Iterator[MemoryFile]:
+    """A file of that content, or so many zeros, for the time of the context: a secret, for instance."""
+    file = os.memfd_create("lapilli", os.MFD_CLOEXEC)
+    try:
+        os.write(file, content)
+        if length:
+            os.ftruncate(file, length)
+        yield MemoryFile(file)
+    finally:
+        os.close(file)
+
+
 def run(
     arguments: Sequence[str],
     *,
@@ -40,11 +66,13 @@ def run(
     on_tick: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
     accept: Container[int] = (0,),
+    handed: Sequence[MemoryFile] = (),
 ) -> str:
     """Run a program and return its standard output; `timeout` and `cpu` in seconds, `memory` in bytes.
 
     `on_line` gets every output line as it comes (a carriage return ends one too), and nothing is returned.
-    `on_tick` is called about once a second; what either raises ends the program.
+    `on_tick` is called about once a second; what either raises ends the program. The arguments hold the
+    paths of the files that are `handed` to it.
     Raises `Failed` with the end of what the program said when its exit status is not in `accept`, and another
     `StorageError` when it does not end or cannot be started.
     """
@@ -57,6 +85,7 @@ def run(
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {}), "LC_ALL": "C"},
             start_new_session=True,
+            pass_fds=[each.file for each in handed],
         )
     except OSError as problem:
         raise StorageError(f"{name} cannot be started: {problem.strerror}.") from problem

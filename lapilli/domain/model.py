@@ -39,6 +39,7 @@ class Volume(Record, frozen=True, kw_only=True):
     bootable: bool = False
     multiattach: bool = False
     encryption_key_id: str | None = None
+    overhead: int = 0  # bytes that it holds beyond its size: the header of an encrypted one
     consumes_quota: bool = True
     shared_targets: bool = False
     service_uuid: str | None = None

@@ -23,6 +23,7 @@ from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
 from lapilli.flows.scheduling import Pools
 from lapilli.ports.identity import Identity
 from lapilli.ports.images import Converter, ImageSource, OwnImages
+from lapilli.ports.keys import KeyStore, Luks
 from lapilli.store import records
 from lapilli.store.revocations import Revocations
 from lapilli.store.session import SILENT, Store
@@ -92,6 +93,8 @@ class Core:
     journal: Journal
     images: ImageSource
     converter: Converter
+    luks: Luks
+    keys: KeyStore | None = None  # where encrypted volumes may be made
     identity: Identity | None = None  # the service's own users, where they are in force
     started: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=records.now)

@@ -15,6 +15,7 @@ from lapilli.context import Context
 from lapilli.domain.model import Image, Operation, Volume
 from lapilli.domain.states import Transition, transition
 from lapilli.errors import InvalidInput, LapilliError, NotFound
+from lapilli.flows import encryption
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
 from lapilli.store import records, tables
@@ -75,20 +76,30 @@ def upload(
     row = transition("volume", "upload_attached" if attached else "upload")
     with core.store.read() as connection:
         records.check(connection, row, volume.id)
-    image = core.images.create(
-        context,
-        records.new_id(),
-        name,
-        disk_format=disk_format,
-        container_format=container_format,
-        min_disk=volume.size,
-        properties=_custom_properties(volume),
-        **properties,
-    )
+    image_id = records.new_id()
+    sealed = encryption.properties_of_upload(core, context, volume, image_id, disk_format, container_format)
     try:
-        submitted = _begin_upload(core, context, volume, row, image.id, disk_format)
+        image = core.images.create(
+            context,
+            image_id,
+            name,
+            disk_format=disk_format,
+            container_format=container_format,
+            min_disk=volume.size,
+            properties=_custom_properties(volume) | sealed,
+            **properties,
+        )
+    except Exception:
+        encryption.take_back(core, context, image_id, sealed)
+        raise
+    args = {"image_id": image.id, "disk_format": disk_format}
+    if sealed:
+        args["key_id"] = sealed[encryption.KEY_ID]
+    try:
+        submitted = _begin_upload(core, context, volume, row, args)
     except Exception:
         _take_back(core, image.id)
+        encryption.take_back(core, context, image_id, sealed)
         raise
     core.journal.announce(submitted)
     return image
@@ -96,7 +107,7 @@ def upload(
 
 @rerun_when_contended
 def _begin_upload(
-    core: Core, context: Context, volume: Volume, row: Transition, image_id: str, disk_format: str
+    core: Core, context: Context, volume: Volume, row: Transition, args: dict[str, str]
 ) -> Operation:
     with core.store.write(durable=True) as connection:
         records.enter(connection, row, volume.id)
@@ -106,7 +117,7 @@ def _begin_upload(
             context,
             volume.id,
             host=backend_host(volume.host or ""),
-            args={"image_id": image_id, "disk_format": disk_format},
+            args=args,
         )
 
 
@@ -135,7 +146,7 @@ _OF_ITS_OWN = frozenset(
     "image_id image_name checksum container_format disk_format min_disk min_ram size virtual_size "
     "os_hash_algo os_hash_value os_hidden signature_verified direct_url locations stores "
     "id name status visibility protected owner created_at updated_at tags self file schema".split()
-)
+) | {encryption.KEY_ID, encryption.KEY_POLICY}
 
 
 def _custom_properties(volume: Volume) -> dict[str, str]:

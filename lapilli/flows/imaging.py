@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 
-from lapilli.domain.model import Image
+from lapilli.domain.model import Image, Volume
 from lapilli.errors import ImageUnacceptable
+from lapilli.flows import encryption
 from lapilli.flows.claims import Work
 from lapilli.ports.driver import GIB, ImageCache, ImageCloning, VolumeRef
 
@@ -28,15 +29,38 @@ def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False
                 return
         if not over and driver.size_of(ref) is not None:
             return  # made by a worker that died before it could say so
-        scratch = os.path.join(work.core.config.state_dir, "conversion")
-        os.makedirs(scratch, mode=0o700, exist_ok=True)
-        with work.core.images.fetch(image, scratch, work.progress) as path:
+        with work.core.images.fetch(image, _scratch(work), work.progress) as path:
             _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), ref)
             with driver.staging(ref, str(work.operation.claim), over=over) as staged:
                 work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
                 if isinstance(driver, ImageCache):
                     driver.keep_cached(staged, key)
                 work.check()
+
+
+def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *, over: bool = False) -> None:
+    """The same for an encrypted volume: always written, since what is kept of images is kept as it is."""
+    image = work.core.images.get(image_id)
+    if image.status != "active" or image.disk_format is None:
+        raise ImageUnacceptable(f"Image {image.id} is not active.")
+    driver = work.storage.driver
+    if not over and driver.size_of(ref) is not None:
+        return  # made by a worker that died before it could say so
+    with work.core.images.fetch(image, _scratch(work), work.progress) as path:
+        length = work.core.converter.check(path, image.disk_format)
+        _refuse_larger(image.id, length - encryption.image_overhead(image, ref.overhead), ref)
+        with driver.staging(ref, str(work.operation.claim), over=over) as staged:
+            if encryption.is_sealed(image):
+                work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
+            else:
+                encryption.write_header(work, volume, staged, (path, image.disk_format))
+            work.check()
+
+
+def _scratch(work: Work) -> str:
+    path = os.path.join(work.core.config.state_dir, "conversion")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
 
 
 def _cloned_directly(work: Work, ref: VolumeRef, image: Image, *, over: bool) -> bool:

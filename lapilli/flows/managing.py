@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from lapilli.context import Context
 from lapilli.domain.model import Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.errors import InvalidInput, InvalidState
+from lapilli.flows import messages
 from lapilli.flows.core import Core
 from lapilli.flows.managing_tasks import MANAGE, MANAGE_SNAPSHOT, UNMANAGE, UNMANAGE_SNAPSHOT
 from lapilli.flows.scheduling import claim_capacity
@@ -159,6 +160,7 @@ def manage(core: Core, context: Context, request: ManageRequest) -> Volume:
 def unmanage(core: Core, context: Context, volume: Volume) -> None:
     """Begin to let go of a volume; what is at the back end stays. Raises `InvalidState`."""
     if volume.encryption_key_id is not None:
+        messages.write(core, context, "VOLUME", volume.id, "006", "008")
         raise InvalidState("Invalid volume: an encrypted one cannot be unmanaged: its key would be lost.")
     guards = (NOT_ATTACHED, NOT_MIGRATING, NOT_IN_GROUP, NO_SNAPSHOTS)
     with core.store.write(durable=True) as connection:

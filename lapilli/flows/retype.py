@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from lapilli.context import Context
 from lapilli.domain import placement, quotas as quota_rules
+from lapilli.domain.encryption import same
 from lapilli.domain.model import Export, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import InvalidInput, NoValidBackend, StorageError
@@ -75,7 +76,7 @@ def _may_become(connection: sa.Connection, volume: Volume, old: VolumeType, new:
     if old.id == new.id:
         raise InvalidInput(f"The volume is of type {new.name} already.")
     check_type_size(new, volume.size)
-    if old.encryption != new.encryption:
+    if not same(old.encryption, new.encryption):
         raise InvalidInput(f"Types {old.name} and {new.name} differ in encryption. {_MOVE}")
     if volume.attach_status == "attached" and old.qos_specs_id != new.qos_specs_id:
         specs = [qos.of_type(connection, each) for each in (old, new)]

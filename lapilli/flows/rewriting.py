@@ -8,11 +8,12 @@ from lapilli.context import Context
 from lapilli.domain.model import Attachment, Export, Image, Snapshot, Volume
 from lapilli.domain.states import transition
 from lapilli.errors import Conflict, InvalidInput, InvalidState, Unsupported
+from lapilli.flows import encryption
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.images import metadata_of
-from lapilli.flows.imaging import write_image
+from lapilli.flows.imaging import write_encrypted, write_image
 from lapilli.flows.volume_tasks import (
     backend_host,
     complain,
@@ -144,6 +145,7 @@ def reimage(core: Core, context: Context, volume: Volume, image: Image, *, reser
             raise Conflict(f"Volume {volume.id} has several attachments: it cannot be written anew.")
         if fresh.host is None:
             raise InvalidState("Invalid volume: it has no back end.")
+        encryption.may_reimage(core, connection, fresh, image)
         records.enter(connection, row, volume.id, NOT_MIGRATING, NOT_CONNECTED, IDLE)
         submitted = core.journal.submit(
             connection,
@@ -162,7 +164,11 @@ class ReimageVolume(Task):
     def execute(self, work: Work) -> None:
         """Raises `StorageError`; `InvalidState` while nothing has been touched."""
         _refuse_connected(work)
-        write_image(work, reference(load(work)), work.args["image_id"], over=True)
+        volume, image_id = load(work), work.args["image_id"]
+        if volume.encryption_key_id is None:
+            write_image(work, reference(volume), image_id, over=True)
+        else:
+            write_encrypted(work, reference(volume), volume, image_id, over=True)
 
 
 class ReimageVolumeOnFinish(RecordTask):

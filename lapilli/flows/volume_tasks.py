@@ -14,10 +14,10 @@ from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, LapilliError, NoValidBackend, StorageError
-from lapilli.flows import qos
+from lapilli.flows import encryption, qos
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
-from lapilli.flows.imaging import write_image
+from lapilli.flows.imaging import write_encrypted, write_image
 from lapilli.flows.scheduling import claim_capacity, place, request_for
 from lapilli.ports.driver import GIB, Driver, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec, Throttling
@@ -48,7 +48,7 @@ def backend_host(pool: str) -> str:
 
 def reference(volume: Volume) -> VolumeRef:
     """What the driver is told of a volume."""
-    return VolumeRef(volume.id, volume.size, (volume.host or "").partition("#")[2])
+    return VolumeRef(volume.id, volume.size, (volume.host or "").partition("#")[2], volume.overhead)
 
 
 def snapshot_reference(snapshot: Snapshot, pool: str) -> SnapshotRef:
@@ -116,6 +116,8 @@ class CreateVolumeFromSpec(Task):
         """Raises `StorageError`."""
         volume = load(work)
         driver, ref = work.storage.driver, reference(volume)
+        if "encryption" in work.args:
+            volume = encryption.make_key(work, volume)
         if volume.snapshot_id:
             with work.core.store.read() as connection:
                 snapshot = records.get(connection, Snapshot, volume.snapshot_id)
@@ -130,7 +132,12 @@ class CreateVolumeFromSpec(Task):
             with work.core.store.write() as connection:
                 work.fence(connection)
                 records.enter(connection, DOWNLOAD, volume.id)
-            write_image(work, ref, volume.image_id)
+            if volume.encryption_key_id is None:
+                write_image(work, ref, volume.image_id)
+            else:
+                write_encrypted(work, ref, volume, volume.image_id)
+        elif volume.overhead:
+            make_empty(work, volume)
         else:
             driver.create(ref)
         if (driver.size_of(ref) or 0) < volume.size * GIB:
@@ -138,7 +145,10 @@ class CreateVolumeFromSpec(Task):
 
     def revert(self, work: Work) -> None:
         """Remove what was made."""
-        remove(work.storage.driver, reference(load(work)))
+        volume = load(work)
+        remove(work.storage.driver, reference(volume))
+        if "encryption" in work.args:
+            encryption.drop_key(work, volume)
 
     def came_late(self, work: Work) -> None:
         """Remove what was made, unless the volume lives here after all."""
@@ -146,6 +156,17 @@ class CreateVolumeFromSpec(Task):
             volume = records.find(connection, Volume, work.resource_id)
         if volume is None or backend_host(volume.host or "") != work.storage.host:
             remove(work.storage.driver, VolumeRef(work.resource_id, 0, ""))
+        if volume is None and "encryption" in work.args:
+            encryption.drop_key_of(work, work.resource_id, None, work.operation.project_id)
+
+
+def make_empty(work: Work, volume: Volume) -> None:
+    """Make an empty encrypted volume, which is nobody's until its header is written. May run twice."""
+    driver, ref = work.storage.driver, reference(volume)
+    if driver.size_of(ref) is None:
+        with driver.staging(ref, str(work.operation.claim)) as staged:
+            encryption.write_header(work, volume, staged)
+            work.check()
 
 
 class CreateVolumeOnFinish(RecordTask):
@@ -242,6 +263,8 @@ class DeleteVolume(Task):
                         )
                     forget_snapshot(work.core.quota, connection, snapshot)
         remove(work.storage.driver, reference(volume))
+        if volume.encryption_key_id is not None:
+            encryption.drop_key(work, volume)
 
 
 class DeleteVolumeOnFinish(RecordTask):
@@ -419,6 +442,8 @@ class UploadVolume(Task):
         image_id, disk_format = work.args["image_id"], work.args["disk_format"]
         if images.get(image_id).status == "active":
             return  # done by a worker that died before it could say so
+        if volume.encryption_key_id is not None:
+            encryption.make_image_key(work, volume, image_id)
         self._drop_parts(work)
         # a file of this claim's own: a worker that was stopped, and goes on, writes to another
         path = os.path.join(images.upload_directory(), f"{image_id}.{work.operation.claim}.part")
@@ -442,6 +467,7 @@ class UploadVolume(Task):
         """Remove the image that did not become one."""
         self._drop_parts(work)
         work.core.images.discard(work.args["image_id"])
+        encryption.drop_image_key(work, work.args["image_id"])
 
     def came_late(self, work: Work) -> None:
         """Remove it, when the operation has failed meanwhile."""

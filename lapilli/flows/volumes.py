@@ -15,10 +15,11 @@ import sqlalchemy as sa
 from lapilli import events
 from lapilli.context import Context
 from lapilli.domain import quotas as quota_rules, states
+from lapilli.domain.encryption import MOST_HEADER, same
 from lapilli.domain.model import Attachment, Image, Service, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition
-from lapilli.errors import Forbidden, InvalidInput, InvalidState, NotFound, PreconditionFailed
-from lapilli.flows import images, qos, volume_tasks, volume_types
+from lapilli.errors import Conflict, Forbidden, InvalidInput, InvalidState, NotFound, PreconditionFailed
+from lapilli.flows import encryption, images, qos, volume_tasks, volume_types
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
@@ -101,6 +102,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     volume: Volume
     kind: VolumeType
     spec: dict[str, Any]
+    encryption: dict[str, Any] | None = None  # what the operation must know of its key
 
 
 # --- create ----------------------------------------------------------------------------------------------
@@ -116,9 +118,13 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
         plan = plan_create(core, context, connection, request, image)
     volume, size, kind = plan.volume, plan.volume.size, plan.kind
     args = {"spec": plan.spec, "bootable": volume.bootable or volume.image_id is not None}
+    if plan.encryption is not None:
+        args["encryption"] = plan.encryption
     with core.store.write(durable=True) as connection:
         # again: it may have been renamed, which moves its quota, or deleted
         kind = records.get(connection, VolumeType, kind.id, lock="share")
+        if kind.encryption != plan.kind.encryption:
+            raise Conflict(f"Volume type {kind.name} has just been changed.")
         deltas = quota_rules.volume_deltas(size, kind.name)
         quotas.charge(connection, core.quota, context.project_id, deltas, volume_size=size)
         records.insert(connection, volume)
@@ -158,7 +164,13 @@ def plan_create(
     }
     if kind.qos_specs_id is not None and (specs := qos.of_type(connection, kind)) is not None:
         spec["qos"] = specs.specs  # for expressions of back ends
-    return Plan(volume=_new_volume(context, request, sources, kind, size, zone), kind=kind, spec=spec)
+    volume, told = _new_volume(context, request, sources, kind, size, zone), None
+    if kind.encryption is not None or sources.image is not None:
+        origin = sources.source or sources.snapshot_origin
+        volume, told = encryption.plan(
+            core, kind, volume, source=origin, snapshot=sources.snapshot, image=sources.image
+        )
+    return Plan(volume=volume, kind=kind, spec=spec, encryption=told)
 
 
 def _look_up(
@@ -210,14 +222,16 @@ def _type_for(
     if wanted is None and sources.image is not None:
         wanted = sources.image.properties.get("cinder_img_volume_type")
     kind = volume_types.resolve(connection, context, wanted, core.types)
-    if kind.encryption is not None:
-        raise InvalidInput(f"Type {kind.name} asks for encrypted volumes, and no key manager is configured.")
     if origin is not None and kind.id != origin.volume_type_id:
         _may_change_type(connection, records.get(connection, VolumeType, origin.volume_type_id), kind)
     return kind
 
 
 def _may_change_type(connection: sa.Connection, old: VolumeType, new: VolumeType) -> None:
+    if not same(old.encryption, new.encryption):
+        raise InvalidInput(
+            f"The type must be {old.name}, that of the source, since {new.name} encrypts otherwise."
+        )
     services = records.count(connection, Service, [tables.services.c.binary == "cinder-volume"])
     names = [kind.extra_specs.get("volume_backend_name") for kind in (old, new)]
     if services > 1 and (names[0] is None or names[0] != names[1]):
@@ -241,8 +255,9 @@ def _size_for(request: VolumeRequest, sources: _Sources, kind: VolumeType) -> in
 
 def image_fits(image: Image, size: int) -> None:
     """Raises `InvalidInput` for an image that needs more than `size` GiB."""
+    room = size * GIB + encryption.image_overhead(image, MOST_HEADER)
     for figure, text in ((image.size, "size"), (image.virtual_size, "virtual size")):
-        if figure is not None and -(-figure // GIB) > size:
+        if figure is not None and figure > room:
             raise InvalidInput(
                 f"Image {image.id} has a {text} of {-(-figure // GIB)} GiB, more than {size} GiB."
             )

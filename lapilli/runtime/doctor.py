@@ -26,6 +26,7 @@ from lapilli.domain.model import (
     Volume,
     VolumeType,
 )
+from lapilli.errors import KeyStoreError, LapilliError
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
@@ -83,7 +84,7 @@ class Doctor:
         found += self._unsent()
         for backend in self.backends:
             found += [*self._stored(backend), *self._served(backend)]
-        return found
+        return [*found, *self._keys()]
 
     def remarks(self) -> list[str]:
         """What is no difference, and worth knowing."""
@@ -198,6 +199,44 @@ class Doctor:
     def _withdraw(self, transfer_id: str) -> None:
         with self.core.store.write(durable=True) as connection:
             records.delete(connection, Transfer, transfer_id)
+
+    def _keys(self) -> Iterable[Difference]:
+        if self.core.keys is None:
+            return
+        kept = self.core.keys.owners()
+        for key_id, owner in kept.items():
+            kind, _, identifier = owner.partition("-")
+            if identifier in self.busy or self._has_owner(kind, identifier):
+                continue
+            yield Difference(
+                f"the key store holds key {key_id} of {kind} {identifier}, which is gone",
+                partial(self.core.keys.delete, owner, key_id, ""),
+            )
+        for each in self.volumes.values():
+            if each.id in self.busy or each.status in EMPTY or each.encryption_key_id is None:
+                continue
+            if not self._has_key(each, kept):
+                yield Difference(f"volume {each.id} is encrypted, but its key is gone")
+
+    def _has_owner(self, kind: str, identifier: str) -> bool:
+        """Whether a key's owner is there, or may be: what cannot be found out counts as being there."""
+        if kind == "volume":
+            return identifier in self.volumes or self._moved(Volume, identifier)
+        if kind != "image" or any(each.args.get("image_id") == identifier for each in self.operations):
+            return True
+        try:
+            return self.core.images.exists(identifier)
+        except LapilliError:
+            return True
+
+    def _has_key(self, volume: Volume, kept: Mapping[str, str]) -> bool:
+        if self.core.keys is None or volume.encryption_key_id in kept or self._moved(Volume, volume.id):
+            return True
+        try:
+            self.core.keys.get(volume.encryption_key_id or "", volume.project_id)
+        except KeyStoreError:
+            return False
+        return True
 
     def _stored(self, backend: Backend) -> Iterable[Difference]:
         here = {

@@ -52,6 +52,7 @@ volumes = sa.Table(
     sa.Column("bootable", sa.Boolean, nullable=False),
     sa.Column("multiattach", sa.Boolean, nullable=False),
     sa.Column("encryption_key_id", _ID),
+    sa.Column("overhead", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("consumes_quota", sa.Boolean, nullable=False),
     sa.Column("shared_targets", sa.Boolean, nullable=False),
     sa.Column("service_uuid", _ID),

@@ -79,6 +79,36 @@ def knock(info: Mapping[str, Any], secret: str | None = None) -> subprocess.Comp
         )
 
 
+def _sealed(info: Mapping[str, Any], file: str) -> tuple[list[str], str]:
+    """Arguments of a QEMU tool, and options, for an export behind LUKS; `file` holds the passphrase."""
+    options = {
+        "driver": "luks",
+        "key-secret": "key",
+        "file.driver": "iscsi",
+        "file.transport": "tcp",
+        "file.portal": info["target_portal"],
+        "file.target": info["target_iqn"],
+        "file.lun": info["target_lun"],
+        "file.user": info["auth_username"],
+        "file.password-secret": "chap",
+        "file.initiator-name": INITIATOR,
+    }
+    words = ["--object", f"secret,id=key,file={file}"]
+    return words, ",".join(f"{name}={value}" for name, value in options.items())
+
+
+def open_sealed(info: Mapping[str, Any], passphrase: str, *commands: str) -> subprocess.CompletedProcess[str]:
+    """Let qemu-io do something with an encrypted attached volume, over iSCSI with CHAP and through LUKS."""
+    with tempfile.NamedTemporaryFile("w") as key, tempfile.NamedTemporaryFile("w") as chap:
+        for file, content in ((key, passphrase), (chap, info["auth_password"])):
+            file.write(content)
+            file.flush()
+        words, options = _sealed(info, key.name)
+        words += ["--object", f"secret,id=chap,file={chap.name}", "--image-opts", options]
+        asked = [word for each in commands for word in ("-c", each)]
+        return subprocess.run(["qemu-io", *words, *asked], capture_output=True, text=True, timeout=60)
+
+
 # --- images ----------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.steps import LATEST, a_type, a_volume, fresh, good, refused
+from tests.api.steps import a_type, a_volume, fresh, good, refused
 from tests.service import Api
 
 LUKS = {"provider": "luks2", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 256}
@@ -65,13 +65,6 @@ def test_bad_bodies(api: Api, wrong: dict[str, Any]) -> None:
 def test_not_while_volumes_use_the_type(api: Api) -> None:
     with a_type(api) as kind, a_volume(api, volume_type=kind["name"]):
         assert "exist" in refused(encrypt(api, kind), 400)
-
-
-def test_no_volume_is_made_in_plain_that_should_be_encrypted(api: Api) -> None:
-    with a_type(api) as kind:
-        good(encrypt(api, kind))
-        wanted = {"volume": {"size": 1, "volume_type": kind["id"]}}
-        assert "encrypted" in refused(api.post("/v3/volumes", wanted, version=LATEST), 400)
 
 
 def test_not_together_with_multiattach(api: Api) -> None:

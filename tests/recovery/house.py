@@ -18,10 +18,12 @@ from lapilli.config import Config
 from lapilli.context import Context
 from lapilli.domain.model import Attachment, Export, Operation, Pool, Snapshot, Volume, VolumeType
 from lapilli.domain.quotas import Usage
+from lapilli.errors import KeyStoreError
 from lapilli.flows import attachments, snapshots, volumes
 from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.volume_tasks import reference
+from lapilli.ports.keys import KeyStore
 from lapilli.runtime.doctor import Doctor
 from lapilli.store import quotas, records, tables
 from tests import databases
@@ -108,6 +110,8 @@ class House:
         self.settle()
         (found,) = [each for each in self.all(Volume) if each.id == made.id]
         assert found.status == "available", found
+        if found.encryption_key_id is not None:
+            return found  # type: ignore[no-any-return]
         with open(self.path(found), "rb+") as file:
             file.write(WORDS)
         return found  # type: ignore[no-any-return]
@@ -170,6 +174,8 @@ class House:
             "operations": [[each.kind, each.state] for each in operations],
             "pools": [[pool.allocated_gb, pool.volumes] for pool in self.all(Pool)],
             "content": content,
+            "opened": [self._opens(volume) for volume in made if volume.encryption_key_id is not None],
+            "keys": sorted(owner.partition("-")[0] for owner in self._keys().owners().values()),
             "images": {image.id: image.status for image in self.core.images.all()},
             "usages": usages,
             "messages": self._count(tables.messages),
@@ -182,6 +188,19 @@ class House:
             ],
             "rubbish": self._rubbish(),
         }
+
+    def _keys(self) -> KeyStore:
+        assert self.core.keys is not None
+        return self.core.keys
+
+    def _opens(self, volume: Volume) -> bool:
+        """Whether an encrypted volume is there, and its key opens it."""
+        try:
+            key = self._keys().get(volume.encryption_key_id or "", volume.project_id).hex()
+        except KeyStoreError:
+            return False
+        words = ["cryptsetup", "open", "--test-passphrase", "--key-file", "-", self.path(volume)]
+        return subprocess.run(words, input=key.encode(), capture_output=True).returncode == 0
 
     def _before(self) -> Report | None:
         """How things were when the operation was asked for."""

@@ -151,6 +151,64 @@ scenario(
 )
 
 
+def _sealed(house: House, **request: Any) -> dict[str, Any]:
+    """The request of an encrypted volume; its type is there then."""
+    kind = volume_types.create(house.core, name="sealed", description=None, is_public=True, extra_specs={})
+    told = {"provider": "luks2", "control_location": "front-end", "key_size": 512}
+    volume_types.encrypt(house.core, kind, told)
+    return {"volume_type": "sealed", "size": 1, **request}
+
+
+def _sealed_volume(house: House) -> Volume:
+    return house.volume(**_sealed(house))
+
+
+def sealed(*keys: str, opened: int) -> Report:
+    """Wanted: these keys, and so many encrypted volumes that open with theirs."""
+    return {"keys": list(keys), "opened": [True] * opened}
+
+
+scenario(
+    "volume.create",
+    "encrypted",
+    prepare=_sealed,
+    submit=create,
+    wanted=lambda report: statuses("volumes", CREATED)(report) | used(1, 1) | sealed("volume", opened=1),
+)
+scenario(
+    "volume.create",
+    "encrypted, from an image",
+    prepare=lambda house: _sealed(house, image_ref=house.image()),
+    submit=create,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "download"))(report) | used(1, 1) | sealed("volume", opened=1)
+    ),
+)
+scenario(
+    "volume.create",
+    "encrypted, from a volume",
+    prepare=_sealed_volume,
+    submit=lambda house, source: create(house, {"source_volid": source.id}),
+    wanted=lambda report: (
+        statuses("volumes", CREATED, CREATED)(report) | used(2, 2) | sealed("volume", "volume", opened=2)
+    ),
+)
+scenario(
+    "volume.create",
+    "encrypted, that the back end refuses",
+    driver="sim",
+    prepare=lambda house: (_sealed(house), house.fault("staging"))[0],
+    submit=create,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "create", "failed"))(report)
+        | {"keys": [], "opened": [False]}
+        | used(1, 1)
+    ),
+    state="failed",
+    messages=1,
+)
+
+
 def _kept(house: House) -> str:
     image = house.image()
     house.volume(image_ref=image, size=1)
@@ -222,6 +280,15 @@ scenario(
     ),
     state="failed",
     fails=("driver.delete_snapshot", Busy("It is open.")),
+)
+
+
+scenario(
+    "volume.delete",
+    "of an encrypted one",
+    prepare=_sealed_volume,
+    submit=lambda house, volume: volumes.delete(house.core, CONTEXT, volume),
+    wanted=lambda _: {"volumes": {}} | sealed(opened=0) | used(0, 0),
 )
 
 

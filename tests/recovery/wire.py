@@ -68,6 +68,9 @@ class Wire:
             self.around(house.core.images, name, f"images.{name}")
         for name in ("to_raw", "from_raw"):
             self.around(house.core.converter, name, f"convert.{name}")
+        for name in ("create", "clone", "delete"):
+            self.around(house.core.keys, name, f"keys.{name}")
+        self.around(house.core.luks, "format", "luks.format")
         for name in ("link", "rename", "unlink"):
             self.around(os, name, name)
         engine = house.core.store.engine

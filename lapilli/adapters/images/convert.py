@@ -62,15 +62,28 @@ def to_raw(path: str, declared_format: str, destination: BlockAddress, progress:
 
     May be repeated: parts that are zero in the image are zeroed on the volume, without using space there.
     """
+    write(path, declared_format, qemu.image_options(destination), progress)
+    sync(destination)
+
+
+def write(
+    path: str,
+    declared_format: str,
+    destination: str,
+    progress: Progress,
+    secret: command.MemoryFile | None = None,
+) -> None:
+    """The same to whatever QEMU's options describe; `secret` is what they call `key`. Nothing is synced."""
     arguments = ["-n", "-t", "writeback", "-f", _qemu_format(declared_format), "--target-image-opts"]
+    if secret is not None:
+        arguments += ["--object", f"secret,id=key,file={secret.path}"]
     what = f"The image could not be converted from {declared_format}"
     try:
-        _convert([*arguments, path, qemu.image_options(destination)], os.path.getsize(path), progress, what)
+        _convert([*arguments, path, destination], os.path.getsize(path), progress, what, secret)
     except StorageError as problem:
         if _CANNOT_WRITE in problem.message:
             raise  # nothing is wrong with the image: the volume has no space, or its disk fails
         raise ImageUnacceptable(problem.message) from problem
-    _sync(destination)
 
 
 def from_raw(source: BlockAddress, disk_format: str, path: str, progress: Progress) -> None:
@@ -155,7 +168,9 @@ def _ask(*arguments: str, **how: Any) -> str:
     return command.run(["qemu-img", *arguments], environment=_FEW_ARENAS, **_INFO_LIMITS, **how)  # type: ignore[arg-type]
 
 
-def _convert(arguments: list[str], total: int, progress: Progress, what: str) -> None:
+def _convert(
+    arguments: list[str], total: int, progress: Progress, what: str, secret: command.MemoryFile | None = None
+) -> None:
     report = _Reporter(total, progress)
     try:
         command.run(
@@ -163,6 +178,7 @@ def _convert(arguments: list[str], total: int, progress: Progress, what: str) ->
             on_line=report.line,
             on_tick=report.again,
             environment=_FEW_ARENAS,
+            handed=() if secret is None else (secret,),
             **_CONVERT_LIMITS,  # type: ignore[arg-type]
         )
     except StorageError as problem:
@@ -190,7 +206,7 @@ class _Reporter:
         self._progress(self._done, self._total)
 
 
-def _sync(destination: BlockAddress) -> None:
+def sync(destination: BlockAddress) -> None:
     """Make what was written survive a power cut, where it went through this host's cache."""
     if destination.kind not in ("file", "block"):
         return

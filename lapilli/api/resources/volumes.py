@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from lapilli.api.access import ADMIN, MEMBER, READER, rule
-from lapilli.api.answers import META, METADATA, STRING, TEXT, WHOLE, list_of, map_of, shape, shaped
+from lapilli.api.answers import META, METADATA, OBJECT, STRING, WHOLE, list_of, map_of, shape, shaped
 from lapilli.api.bodies import HINTS_KEY, VOLUME_CREATE as _CREATE, VOLUME_NAMES
 from lapilli.api.fields import (
     METADATA_SCHEMA,
@@ -21,7 +21,7 @@ from lapilli.api.fields import (
 from lapilli.api.listing import exact, flag, flag_param, host, listing, maps, times
 from lapilli.api.resource import Call, Routes
 from lapilli.api.views import VOLUME, VOLUME_SUMMARY, VOLUME_WRITTEN
-from lapilli.domain.model import Volume
+from lapilli.domain.model import Volume, VolumeType
 from lapilli.errors import InvalidInput, NotFound
 from lapilli.flows import volumes as flows
 from lapilli.store import records, summaries, tables
@@ -394,21 +394,27 @@ def delete_metadata_item(call: Call, volume_id: str, key: str) -> None:
 # --- encryption ------------------------------------------------------------------------------------------
 
 
-def _encryption(volume: Volume) -> dict[str, Any]:
-    # Types have no encryption yet, so that there is only the key to tell.
-    return {"encryption_key_id": volume.encryption_key_id}
+def _encryption(call: Call, volume: Volume) -> dict[str, Any]:
+    """The key's id; of an encrypted volume also how its type says that it is encrypted."""
+    with call.core.store.read() as connection:
+        how = records.get(connection, VolumeType, volume.volume_type_id).encryption or {}
+    facts = ("control_location", "cipher", "key_size", "provider")
+    return {"encryption_key_id": volume.encryption_key_id, **{key: how[key] for key in facts if key in how}}
 
 
-@route.get("/volumes/{volume_id}/encryption", rule=SEE_ENCRYPTION, answers=shape(encryption_key_id=TEXT))
+@route.get("/volumes/{volume_id}/encryption", rule=SEE_ENCRYPTION, answers=OBJECT)
 def encryption(call: Call, volume_id: str) -> dict[str, Any]:
     """Tell how a volume is encrypted."""
-    return _encryption(_read(call, volume_id))
+    return _encryption(call, _read(call, volume_id))
 
 
-@route.get("/volumes/{volume_id}/encryption/{key}", rule=SEE_ENCRYPTION, answers=TEXT)
+_FACT = {"type": ["string", "integer", "null"]}
+
+
+@route.get("/volumes/{volume_id}/encryption/{key}", rule=SEE_ENCRYPTION, answers=_FACT)
 def encryption_item(call: Call, volume_id: str, key: str) -> bytes:
     """Tell one fact of a volume's encryption, as a bare value."""
-    facts = _encryption(_read(call, volume_id))
+    facts = _encryption(call, _read(call, volume_id))
     if key not in facts:
         raise NotFound(f"Volume {volume_id} has no encryption fact {key}.")
     return msgspec.json.encode(facts[key])
