@@ -64,14 +64,15 @@ class Note(msgspec.Struct):
     """What is remembered of a volume or a snapshot.
 
     `live` is the id by which the driver knows it; `tries` are ids that it was tried to be made under, with
-    the size in GiB, 0 for what was dropped; `kept` is what the driver has told, by that id. Of a snapshot
-    also the `volume`, and that one's id at the driver (`origin`).
+    the size in GiB, 0 for what was dropped; `kept` is what the driver has told, by that id; `connections` are
+    those that were let in. Of a snapshot also the `volume`, and that one's id at the driver (`origin`).
     """
 
     live: str | None = None
     size: int = 0
     tries: dict[str, int] = {}
     kept: dict[str, dict[str, Any]] = {}
+    pool: str = ""
     volume: str | None = None
     origin: str | None = None
     connections: dict[str, dict[str, Any]] = {}
@@ -148,6 +149,21 @@ class Bridge:
             "options": own,
             "directory": os.path.join(self._state_dir, f"cinder-{self.name}"),
             "volumes": [each for note in known.values() for each in told(note)],
+        }
+
+    def volume(self, identifier: str, note: Note, alias: str, pool: str = "", **more: Any) -> dict[str, Any]:
+        """A volume, as the driver is told of it."""
+        size = note.size if alias == note.live else note.tries.get(alias) or note.size
+        return {
+            "$": "volume",
+            "id": alias,
+            "size": size,
+            "host": self.host_of(pool or note.pool),
+            "kept": note.kept.get(alias, {}),
+            "attachments": [each["connector"] for each in note.connections.values()],
+            "status": "in-use" if note.connections else "available",
+            **self.remembered().facts(identifier),
+            **more,
         }
 
     def host_of(self, pool: str | None) -> str:
@@ -323,7 +339,13 @@ _READING = frozenset(
 _ENDED = "The process of the back end's driver has ended."
 _BUSY = {"VolumeIsBusy", "SnapshotIsBusy", "VolumeInUse", "SnapshotInUse", "VolumeAttached"}
 _MISSING = {"VolumeNotFound", "SnapshotNotFound", "ManageExistingInvalidReference", "ImageNotFound"}
-_FINAL = {"Invalid", "InvalidInput", "ManageExistingVolumeTypeMismatch", "ManageExistingAlreadyManaged"}
+_FINAL = {
+    "Invalid",
+    "InvalidInput",
+    "InvalidConnectorException",
+    "ManageExistingVolumeTypeMismatch",
+    "ManageExistingAlreadyManaged",
+}
 
 
 class Missing(StorageError):

@@ -218,14 +218,14 @@ class RetypeVolume(Task):
 
 
 def _specs(connection: sa.Connection, kind: VolumeType | None) -> dict[str, str | None]:
-    """A type's extra specs, and `qos:` before the keys of its QoS specs."""
+    """A type's extra specs, and `qos:` before the keys of its QoS specs and before `consumer`."""
     if kind is None:
         return {}
     found = qos.of_type(connection, kind)
-    return {
-        **kind.extra_specs,
-        **{f"qos:{key}": value for key, value in (found.specs if found else {}).items()},
-    }
+    if found is None:
+        return dict(kind.extra_specs)
+    limits = {"consumer": found.consumer, **found.specs}
+    return {**kind.extra_specs, **{f"qos:{key}": value for key, value in limits.items()}}
 
 
 class RetypeVolumeOnFinish(RecordTask):

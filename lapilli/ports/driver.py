@@ -192,7 +192,7 @@ class Retyping(Protocol):
         """Change what the back end keeps of the type; False when the volume must be moved for that.
 
         `changes` are old and new value of each extra spec that differs, and of each key of QoS specs with
-        `qos:` before it. Undone by the same call with the values exchanged.
+        `qos:` before it, `qos:consumer` too. Undone by the same call with the values exchanged.
         """
 
 
@@ -271,6 +271,13 @@ class Notes(Protocol):
         """Replace a note by what `step` makes of it, while nobody else can; None removes it.
 
         `step` may be called again where the database asks for that; what it raises changes nothing.
+        """
+
+    def facts(self, volume_id: str) -> dict[str, Any]:
+        """What the service knows of a volume, and a driver may want to; nothing where there is none.
+
+        `project_id`, `user_id`, `display_name`, `multiattach`, and `type`: `id`, `name`, `extra_specs`, and
+        `qos` (`id`, `name`, `consumer`, `specs`) or None.
         """
 
 

@@ -12,7 +12,16 @@ from lapilli.store.session import Store
 from lapilli.store.upserts import put
 
 _notes = tables.driver_notes
+_volumes, _types, _qos = tables.volumes.c, tables.volume_types.c, tables.qos_specs.c
 _Note = dict[str, Any] | None
+_FACTS = (
+    sa.select(_volumes.project_id, _volumes.user_id, _volumes.name, _volumes.multiattach)
+    .add_columns(_types.id.label("type_id"), _types.name.label("type_name"), _types.extra_specs)
+    .add_columns(_qos.id.label("qos_id"), _qos.name.label("qos_name"), _qos.consumer, _qos.specs)
+    .join(tables.volume_types, _types.id == _volumes.volume_type_id)
+    .outerjoin(tables.qos_specs, _qos.id == _types.qos_specs_id)
+    .where(_volumes.id == sa.bindparam("volume_id"))
+)
 
 
 class BackendNotes:
@@ -46,6 +55,24 @@ class BackendNotes:
                 row = {"backend": self._backend, "kind": kind, "id": identifier, "data": wanted}
                 put(connection, _notes, [row], "data")
             return wanted
+
+    def facts(self, volume_id: str) -> dict[str, Any]:
+        """The volume's owner, name and type."""
+        with self._store.read() as connection:
+            row = connection.execute(_FACTS, {"volume_id": volume_id}).first()
+        if row is None:
+            return {}
+        qos = None
+        if row.qos_id is not None:
+            qos = {"id": row.qos_id, "name": row.qos_name, "consumer": row.consumer, "specs": row.specs}
+        kind = {"id": row.type_id, "name": row.type_name, "extra_specs": row.extra_specs, "qos": qos}
+        return {
+            "project_id": row.project_id,
+            "user_id": row.user_id,
+            "display_name": row.name,
+            "multiattach": row.multiattach,
+            "type": kind,
+        }
 
     def _find(self, connection: sa.Connection, kind: str, identifier: str, *, lock: bool = False) -> _Note:
         query = sa.select(_notes.c.data).where(*self._key(kind, identifier))

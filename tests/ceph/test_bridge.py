@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -101,6 +102,33 @@ def test_a_volume_lives_its_life(api: Api, ceph: Cluster) -> None:
     for each in (copy, clone, volume):
         assert api.delete(f"/v3/volumes/{each['id']}").status_code == 202
         api.wait_gone(f"/v3/volumes/{each['id']}", 60)
+
+
+def test_limits_of_a_type_are_kept_by_the_back_end(api: Api, ceph: Cluster) -> None:
+    """The driver is told of the type, when a volume is made and when it gets another type."""
+
+    def limit(volume: dict[str, Any]) -> str:
+        told = ceph.rbd("config", "image", "list", f"{POOL}/volume-{volume['id']}", "--format", "json")
+        (found,) = [each for each in json.loads(told) if each["name"] == "rbd_qos_iops_limit"]
+        return str(found["value"])
+
+    specs = {"name": f"slow-{api.mark}", "consumer": "back-end", "total_iops_sec": "450"}
+    qos = api.post("/v3/qos-specs", {"qos_specs": specs}, as_="admin").json()["qos_specs"]["id"]
+    kinds = []
+    for name in (f"limited-{api.mark}", f"unlimited-{api.mark}"):
+        answer = api.post("/v3/types", {"volume_type": {"name": name}}, as_="admin")
+        kinds.append(answer.json()["volume_type"])
+    answer = api.get(f"/v3/qos-specs/{qos}/associate?vol_type_id={kinds[0]['id']}", as_="admin")
+    assert answer.status_code == 202
+    volume = api.volume(1, volume_type=kinds[0]["name"])
+    assert limit(volume) == "450"
+    for kind, wanted in ((kinds[1], "0"), (kinds[0], "450")):
+        body = {"os-retype": {"new_type": kind["name"], "migration_policy": "never"}}
+        assert api.post(f"/v3/volumes/{volume['id']}/action", body).status_code == 202
+        changed = api.wait(f"/v3/volumes/{volume['id']}", "volume")
+        assert (changed["volume_type"], limit(volume)) == (kind["name"], wanted)
+    assert api.delete(f"/v3/volumes/{volume['id']}").status_code == 202
+    api.wait_gone(f"/v3/volumes/{volume['id']}", 60)
 
 
 def test_the_pool_is_as_the_driver_tells(api: Api) -> None:

@@ -34,6 +34,7 @@ __all__ = ["CinderDriver", "CinderOptions"]
 
 _BY_NAME = "source-name"
 _NOBODY = "00000000-0000-0000-0000-000000000000"  # a volume that is none, to ask about others
+_QOS = "qos:"  # before keys of QoS specs
 _MOST = 1_000_000  # entries of a list
 _REACHED = ("ceph", "rbd")  # protocols by which this host reaches a volume without being let in to it
 
@@ -97,19 +98,17 @@ class CinderDriver:
             raise _Gone(f"The snapshot {snapshot.id} is missing at the back end.")
         return note, note.live
 
-    def _volume(self, note: Note, alias: str, pool: str, **more: Any) -> dict[str, Any]:
+    def _volume(self, volume: VolumeRef, note: Note, alias: str, **more: Any) -> dict[str, Any]:
         """A volume, as the driver is told of it."""
-        size = note.size if alias == note.live else note.tries.get(alias, note.size) or note.size
-        told = {"$": "volume", "id": alias, "size": size, "host": self._bridge.host_of(pool)}
-        return {**told, "kept": note.kept.get(alias, {}), **more}
+        return self._bridge.volume(volume.id, note, alias, volume.pool, **more)
 
-    def _frozen(self, note: Note, alias: str, pool: str, **more: Any) -> dict[str, Any]:
+    def _frozen(self, note: Note, alias: str, pool: str) -> dict[str, Any]:
         """A snapshot, as the driver is told of it."""
-        origin = Note(live=note.origin, size=note.size)
-        of = self._note("volume", note.volume or "") or origin
-        volume = self._volume(of, note.origin or "", pool)
+        source, origin = note.volume or "", note.origin or ""
+        of = self._note("volume", source) or Note(live=origin, size=note.size)
+        volume = self._bridge.volume(source, of, origin, pool)
         told = {"$": "snapshot", "id": alias, "size": note.size, "volume": volume}
-        return {**told, "kept": note.kept.get(alias, {}), **more}
+        return {**told, "kept": note.kept.get(alias, {})}
 
     def _try(self, kind: str, identifier: str, tried: int, **facts: Any) -> tuple[Note, str]:
         """Enter an id that nothing has been tried under."""
@@ -164,13 +163,13 @@ class CinderDriver:
             present = Note.of(self._bridge.remembered().change(kind, identifier, step)) or present
         for alias in doomed if only is None else [only]:
             with contextlib.suppress(StorageError):
-                self._remove(kind, present or Note(size=1), alias, pool)
+                self._remove(kind, identifier, present or Note(size=1), alias, pool)
 
-    def _remove(self, kind: str, note: Note, alias: str, pool: str) -> None:
+    def _remove(self, kind: str, identifier: str, note: Note, alias: str, pool: str) -> None:
         with contextlib.suppress(Missing):
             if kind == "volume":
                 self._addresses.pop(alias, None)
-                self._bridge.call("delete_volume", self._volume(note, alias, pool))
+                self._bridge.call("delete_volume", self._bridge.volume(identifier, note, alias, pool))
             else:
                 self._bridge.call("delete_snapshot", self._frozen(note, alias, pool))
 
@@ -179,8 +178,8 @@ class CinderDriver:
         present = self._note("volume", volume.id)
         if present is not None and present.live is not None:
             return
-        note, alias = self._try("volume", volume.id, _gib(volume.length))
-        answer = build(self._volume(note, alias, volume.pool))
+        note, alias = self._try("volume", volume.id, _gib(volume.length), pool=volume.pool)
+        answer = build(self._volume(volume, note, alias))
         self._settle("volume", volume.id, alias, answer, volume.pool)
 
     def _settle(self, kind: str, identifier: str, alias: str, answer: Answer, pool: str) -> None:
@@ -205,12 +204,12 @@ class CinderDriver:
                 "an image there."
             )
         self._drop("volume", volume.id, volume.pool)
-        note, alias = self._try("volume", volume.id, _gib(volume.length))
+        note, alias = self._try("volume", volume.id, _gib(volume.length), pool=volume.pool)
         before = note.live
         try:
-            answer = self._bridge.call("create_volume", self._volume(note, alias, volume.pool))
+            answer = self._bridge.call("create_volume", self._volume(volume, note, alias))
             told = Note(live=alias, size=_gib(volume.length), kept={alias: answer.of(alias)})
-            yield self._address(told, alias, volume.pool)
+            yield self._address(volume, told, alias)
             became = self._become("volume", volume.id, alias, answer.of(alias), over=over)
         except BaseException:
             self._drop("volume", volume.id, volume.pool, only=alias)
@@ -219,7 +218,7 @@ class CinderDriver:
             self._drop("volume", volume.id, volume.pool, only=alias)
         elif before is not None:
             with contextlib.suppress(StorageError):  # with snapshots it stays until the volume goes
-                self._remove("volume", became, before, volume.pool)
+                self._remove("volume", volume.id, became, before, volume.pool)
 
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """Let the driver make it of the snapshot."""
@@ -235,7 +234,7 @@ class CinderDriver:
         """Let the driver make it of the volume; drivers of Cinder are told of sources in use, too."""
         note, alias = self._there(source)
         self._refuse_smaller(volume, note, f"volume {source.id}")
-        of = self._volume(note, alias, source.pool, status="in-use" if in_use else "available")
+        of = self._volume(source, note, alias, status="in-use" if in_use else "available")
         self._make(volume, lambda told: self._bridge.call("create_cloned_volume", told, of))
         progress(note.size * GIB, note.size * GIB)
 
@@ -252,7 +251,7 @@ class CinderDriver:
         if note is None:
             return
         for alias in [*([note.live] if note.live else []), *note.tries]:
-            self._remove(kind, note, alias, pool)
+            self._remove(kind, identifier, note, alias, pool)
         self._bridge.remembered().change(kind, identifier, lambda _: None)
 
     def extend(self, volume: VolumeRef, new_size: int) -> None:
@@ -263,7 +262,7 @@ class CinderDriver:
         if present is None:
             raise _Gone(f"The volume {volume.id} is missing at the back end.")
         if present < wanted * GIB:
-            answer = self._bridge.call("extend_volume", self._volume(note, alias, volume.pool), wanted)
+            answer = self._bridge.call("extend_volume", self._volume(volume, note, alias), wanted)
             self._learn("volume", volume.id, alias, answer.of(alias), wanted)
         elif note.size < wanted:  # an earlier call was cut off
             self._learn("volume", volume.id, alias, {}, wanted)
@@ -310,29 +309,65 @@ class CinderDriver:
         progress(note.size * GIB, note.size * GIB)
         if frozen.origin == alias:
             with contextlib.suppress(Unsupported):
-                self._bridge.call("revert_to_snapshot", CONTEXT, self._volume(note, alias, volume.pool), told)
+                self._bridge.call("revert_to_snapshot", CONTEXT, self._volume(volume, note, alias), told)
                 return
         entered, made = self._try("volume", volume.id, note.size)
-        fresh = self._volume(entered, made, volume.pool)
+        fresh = self._volume(volume, entered, made)
         answer = self._bridge.call("create_volume_from_snapshot", fresh, told)
         self._become("volume", volume.id, made, answer.of(made), over=True)
         with contextlib.suppress(StorageError):  # its snapshots keep it: it goes with the volume
-            self._remove("volume", note, alias, volume.pool)
+            self._remove("volume", volume.id, note, alias, volume.pool)
+
+    def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
+        """Ask the driver whether it can; what it keeps of the type is then as the new one has it."""
+        note, alias = self._there(volume)
+        old, new = (self._kind(volume.id, changes, side) for side in (0, 1))
+        differ: dict[str, Any] = {"encryption": {}, "extra_specs": {}, "qos_specs": {}}
+        for key, values in changes.items():
+            place = "qos_specs" if key.startswith(_QOS) else "extra_specs"
+            differ[place][key.removeprefix(_QOS)] = list(values)
+        told = self._volume(volume, note, alias, type=old)
+        host = {"host": told["host"], "capabilities": {}}
+        answer = self._bridge.call("retype", CONTEXT, told, {"$": "type", **new}, differ, host)
+        done, update = answer.result if isinstance(answer.result, list) else (answer.result, None)
+        if not done:
+            return False
+        kept = Answer(update, answer.kept).of(alias)
+        self._learn("volume", volume.id, alias, kept, note.size)
+        return True
+
+    def _kind(
+        self, volume_id: str, changes: Mapping[str, tuple[str | None, str | None]], side: int
+    ) -> dict[str, Any]:
+        """The volume's type as it is on one side of changes."""
+        present = self._bridge.remembered().facts(volume_id).get("type")
+        kind = present or {"id": _NOBODY, "name": "none", "extra_specs": {}, "qos": None}
+        qos = kind["qos"] or {"name": "none", "consumer": "back-end", "specs": {}}
+        specs, limits = dict(kind["extra_specs"]), {"consumer": qos["consumer"], **qos["specs"]}
+        for key, values in changes.items():
+            where = limits if key.startswith(_QOS) else specs
+            where.pop(key.removeprefix(_QOS), None)
+            if (value := values[side]) is not None:
+                where[key.removeprefix(_QOS)] = value
+        own = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{kind['id']} {side}"))
+        consumer = limits.pop("consumer", None) or "back-end"
+        told = {"id": own, "name": qos["name"], "consumer": consumer, "specs": limits}
+        return {"id": own, "name": kind["name"], "extra_specs": specs, "qos": told if limits else None}
 
     # -- what is there ------------------------------------------------------------------------------------
 
     def address(self, volume: VolumeRef) -> BlockAddress:
         """Where the driver tells this host to connect."""
         note, alias = self._there(volume)
-        return self._address(note, alias, volume.pool)
+        return self._address(volume, note, alias)
 
-    def _address(self, note: Note, alias: str, pool: str) -> BlockAddress:
+    def _address(self, volume: VolumeRef, note: Note, alias: str) -> BlockAddress:
         self._bridge.start()
         protocol = str(self._bridge.facts["protocol"])
         if protocol.lower() not in _REACHED:  # to let this host in would be an export of its own
             return BlockAddress(protocol or "unknown", alias)
         if alias not in self._addresses:
-            told = self._volume(note, alias, pool)
+            told = self._volume(volume, note, alias)
             info = self._bridge.call("initialize_connection", told, {"host": self._bridge.host}).result
             self._addresses[alias] = _address_of(info, self._options.section)
         return self._addresses[alias]
@@ -346,7 +381,7 @@ class CinderDriver:
             return note.size * GIB
         return self._measured(
             "manage_existing_get_size",
-            self._volume(note, note.live, volume.pool),
+            self._volume(volume, note, note.live),
             self._bridge.name_of("volume", note.live),
         )
 
@@ -411,7 +446,7 @@ class CinderDriver:
 
     def measure_volume(self, reference: Mapping[str, str]) -> int:
         """What the driver says."""
-        told = self._volume(Note(size=1), _NOBODY, self._pool)
+        told = self._bridge.volume(_NOBODY, Note(size=1), _NOBODY, self._pool)
         return int(self._bridge.call("manage_existing_get_size", told, dict(reference)).result)
 
     def measure_snapshot(self, reference: Mapping[str, str]) -> int:
@@ -465,7 +500,7 @@ class CinderDriver:
         note = self._note("volume", volume.id)
         if note is None or note.live is None:
             return self._left(dict(to or {_BY_NAME: f"unmanaged-{volume.id}"}))
-        told = self._volume(note, note.live, volume.pool)
+        told = self._volume(volume, note, note.live)
         reference = {_BY_NAME: self._bridge.name_of("volume", note.live)}
         if self._options.cinder_find_by == _BY_NAME:
             reference = self._renamed("", told, reference, dict(to or {_BY_NAME: f"unmanaged-{volume.id}"}))

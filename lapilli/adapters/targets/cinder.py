@@ -51,11 +51,17 @@ class CinderTarget:
         self._let_out(spec.volume_id, note.connections.keys() - wanted.keys())
 
     def _let_in(self, volume_id: str, note: Note, key: str, connector: dict[str, Any]) -> None:
-        told = self._volume(note)
+        told = self._volume(volume_id, note)
         with contextlib.suppress(Unsupported):
             answer = self._bridge.call("create_export", CONTEXT, told, connector)
             told["kept"] = {**told["kept"], **answer.of(told["id"])}
-        answer = self._bridge.call("initialize_connection", told, connector)
+        try:
+            answer = self._bridge.call("initialize_connection", told, connector)
+        except StorageError:
+            if not note.connections:
+                with contextlib.suppress(StorageError):
+                    self._bridge.call("remove_export", CONTEXT, told)
+            raise
         kept = {**told["kept"], **answer.kept.get(told["id"], {})}
 
         def step(present: dict[str, Any] | None) -> dict[str, Any]:
@@ -76,7 +82,7 @@ class CinderTarget:
             # the back end knows hosts, not who of a host holds a volume
             if not any(_host(each) == _host(connector) for each in others):
                 with contextlib.suppress(Missing):
-                    self._bridge.call("terminate_connection", self._volume(note), connector)
+                    self._bridge.call("terminate_connection", self._volume(volume_id, note), connector)
             self._forget(volume_id, key)
 
     def _forget(self, volume_id: str, key: str) -> None:
@@ -97,7 +103,7 @@ class CinderTarget:
         last = list(note.connections)[-1]
         self._let_out(volume_id, [key for key in note.connections if key != last])
         with contextlib.suppress(Missing):
-            told = self._volume(note)
+            told = self._volume(volume_id, note)
             self._bridge.call("terminate_connection", told, note.connections[last]["connector"])
             with contextlib.suppress(Unsupported):
                 self._bridge.call("remove_export", CONTEXT, told)
@@ -122,7 +128,7 @@ class CinderTarget:
             if note is None:
                 continue
             with contextlib.suppress(Unsupported):
-                self._bridge.call("ensure_export", CONTEXT, self._volume(note))
+                self._bridge.call("ensure_export", CONTEXT, self._volume(spec.volume_id, note))
             if note.connections.keys() != {_key(each) for each in spec.connectors}:
                 self.export(spec)
                 told.append(f"serving volume {spec.volume_id} to those who hold it")
@@ -158,10 +164,8 @@ class CinderTarget:
         note = Note.of(self._bridge.remembered().read("volume", volume_id))
         return None if note is None or note.live is None else note
 
-    def _volume(self, note: Note) -> dict[str, Any]:
-        present = [each["connector"] for each in note.connections.values()]
-        told = {"$": "volume", "id": note.live, "size": note.size, "kept": note.kept.get(note.live or "", {})}
-        return {**told, "attachments": present, "status": "in-use" if present else "available"}
+    def _volume(self, volume_id: str, note: Note) -> dict[str, Any]:
+        return self._bridge.volume(volume_id, note, note.live or "")
 
 
 def _existing(present: Mapping[str, Any] | None, volume_id: str) -> Note:

@@ -47,11 +47,11 @@ def python() -> str:
     """An interpreter with Cinder and Ceph's bindings."""
     place = machine.environment("cinder")
     (packages,) = place.glob("lib/python3*/site-packages")
-    for binding in ("rados", "rbd"):
-        for module in _DEBIAN.glob(f"{binding}.*.so"):
-            link = packages / module.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(module)
+    linked = {module.name: module for name in ("rados", "rbd") for module in _DEBIAN.glob(f"{name}.*.so")}
+    linked["lapilli_tests_array.py"] = Path(__file__).with_name("array.py")
+    for name, module in linked.items():
+        (packages / name).unlink(missing_ok=True)
+        (packages / name).symlink_to(module)
     return str(place / "bin/python")
 
 

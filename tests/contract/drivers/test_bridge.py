@@ -1,0 +1,249 @@
+"""What the bridge makes up for: drivers of Cinder find nothing by its name, hang, die, and let hosts in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lapilli.adapters import qemu
+from lapilli.adapters.cinder_bridge import CinderOptions, bridge_of
+from lapilli.adapters.drivers.cinder import CinderDriver
+from lapilli.adapters.targets.cinder import CinderTarget
+from lapilli.errors import Busy, ConfigError, InvalidInput, StorageError, Unsupported
+from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
+from lapilli.ports.target import ExportSpec
+from tests.contract.drivers import bridged
+from tests.service import until
+
+pytestmark = pytest.mark.ceph  # for the environment with Cinder, which only those tests make
+PASSWORD = "a-password-of-the-array"
+FIRST = {"host": "one", "initiator": "iqn.one"}
+SECOND = {"host": "two", "initiator": "iqn.two"}
+
+
+class Array:
+    """The driver, its target, and what is in the array."""
+
+    def __init__(self, directory: Path, **more: Any) -> None:
+        (directory / "array").mkdir()
+        self.directory, self.state = directory / "array", directory
+        section = {"array_directory": str(self.directory), "array_password": PASSWORD}
+        self.options = CinderOptions(
+            cinder_driver="lapilli_tests_array.ArrayDriver",
+            cinder_python=bridged.python(),
+            section=section,
+            **more,
+        )
+        told: dict[str, Any] = {"name": "array", "state_dir": str(directory)}
+        self.driver, self.target = CinderDriver(self.options, **told), CinderTarget(self.options, **told)
+        self.driver.keep_in(bridged.notes(directory))
+
+    def holds(self) -> list[dict[str, Any]]:
+        """What is in it."""
+        path = self.directory / "objects.json"
+        return list(json.loads(path.read_text()).values()) if path.exists() else []
+
+    def mark(self, name: str, *, there: bool = True) -> None:
+        """Let it hang or die, or no longer."""
+        (self.directory / name).touch() if there else (self.directory / name).unlink()
+
+    def kill(self) -> None:
+        """Kill the driver's process."""
+        child = bridge_of(self.options, name="array", state_dir=str(self.state))._child
+        assert child is not None
+        os.kill(child._process.pid, signal.SIGKILL)
+        until(lambda: not child.alive)
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> Iterator[Array]:
+    made = Array(tmp_path)
+    made.driver.start()
+    yield made
+    made.kill()
+
+
+def volume(size: int = 1) -> VolumeRef:
+    return VolumeRef(str(uuid.uuid4()), size, "fast")
+
+
+def quiet(_done: int, _total: int) -> None:
+    pass
+
+
+def export_of(array: Array, ref: VolumeRef, *connectors: dict[str, Any]) -> ExportSpec:
+    data, secret = array.target.prepare(ref.id)
+    return ExportSpec(ref.id, array.driver.address(ref), data, secret, connectors)
+
+
+def test_what_the_driver_told_is_told_again_after_it_died(array: Array) -> None:
+    one, copy = volume(), volume(2)
+    frozen = SnapshotRef(str(uuid.uuid4()), one.id, 1, "fast")
+    array.driver.create(one)
+    array.driver.create_snapshot(frozen, in_use=False, progress=quiet)
+    array.kill()
+    array.driver.create_from_snapshot(copy, frozen, quiet)
+    array.driver.extend(one, 3)
+    assert sorted(each["size"] for each in array.holds()) == [1, 2, 3]
+    assert [each.get("pool") for each in array.holds()] == ["fast", None, None]
+    assert (array.driver.size_of(one), array.driver.size_of(copy)) == (3 * GIB, 2 * GIB)
+    array.kill()
+    array.driver.delete_snapshot(frozen)
+    for each in (one, copy):
+        array.driver.delete(each)
+    assert (array.holds(), array.driver.volumes(), array.driver.snapshots()) == ([], [], [])
+
+
+def test_a_create_that_was_cut_off_is_done_again_and_leaves_nothing(array: Array) -> None:
+    one = volume()
+    array.mark("die")
+    with pytest.raises(StorageError, match="has ended"):
+        array.driver.create(one)
+    assert array.driver.size_of(one) is None
+    assert len(array.holds()) == 1, "the array made it, and the driver could not say so"
+    array.mark("die", there=False)
+    array.driver.create(one)
+    (left,) = array.holds()
+    assert left["name"] != f"volume-{one.id}", "what was tried in vain has had that name"
+    array.driver.extend(one, 2)
+    array.driver.delete(one)
+    assert array.holds() == []
+
+
+def test_a_call_that_hangs_is_given_up_and_not_doubled(tmp_path: Path) -> None:
+    slow = Array(tmp_path, cinder_timeout=1)
+    one, other = volume(), volume()
+    slow.driver.create(one)
+    slow.mark("hang")
+    with pytest.raises(StorageError, match="not answered within 1 seconds"):
+        slow.driver.extend(one, 2)
+    with pytest.raises(Busy, match="earlier call"):
+        slow.driver.delete(one)
+    slow.mark("hang", there=False)
+    slow.driver.create(other)
+
+    def gone() -> bool:
+        try:
+            slow.driver.delete(one)
+        except Busy:
+            return False
+        return True
+
+    until(gone)
+    assert slow.driver.volumes() == [other.id]
+    slow.kill()
+
+
+def test_each_host_is_let_in_and_out_by_its_name(array: Array) -> None:
+    one = volume()
+    array.driver.create(one)
+    spec = export_of(array, one, FIRST)
+    with pytest.raises(InvalidInput, match="initiator"):
+        array.target.connection_info(spec, {"host": "three"}, access_mode="rw")
+    assert array.target.connection_info(spec, FIRST, access_mode="rw")["data"] == {}
+    for _ in range(2):
+        array.target.export(spec)
+    array.kill()
+    array.target.export(export_of(array, one, FIRST, SECOND))
+    assert array.holds()[0]["hosts"] == ["iqn.one", "iqn.two"]
+    told = [array.target.connection_info(spec, each, access_mode="rw")["data"] for each in (FIRST, SECOND)]
+    assert all(each["auth_password"] and each["target_iqn"].startswith("iqn.array:") for each in told)
+    assert array.target.exports() == [one.id]
+    with pytest.raises(Busy):
+        array.driver.delete(one)
+    array.target.export(export_of(array, one, SECOND))
+    assert array.holds()[0]["hosts"] == ["iqn.two"]
+    for _ in range(2):
+        array.target.unexport(one.id, spec.data)
+    assert (array.holds()[0]["hosts"], array.holds()[0]["removed"]) == ([], True)
+    assert array.target.exports() == []
+    array.driver.delete(one)
+    assert array.holds() == []
+
+
+def test_at_the_start_those_are_let_in_who_hold_a_volume_and_no_others(array: Array) -> None:
+    held, left = volume(), volume()
+    for each in (held, left):
+        array.driver.create(each)
+        array.target.export(export_of(array, each, FIRST))
+    told = array.target.restore([export_of(array, held, FIRST, SECOND)])
+    assert len(told) == 2
+    hosts = {each["name"]: each["hosts"] for each in array.holds()}
+    assert hosts == {f"volume-{held.id}": ["iqn.one", "iqn.two"], f"volume-{left.id}": []}
+    assert array.target.restore([export_of(array, held, FIRST, SECOND)]) == []
+
+
+def test_a_volume_goes_back_to_its_snapshot_where_the_driver_cannot(array: Array) -> None:
+    one = volume()
+    frozen = SnapshotRef(str(uuid.uuid4()), one.id, 1, "fast")
+    array.driver.create(one)
+    array.driver.create_snapshot(frozen, in_use=False, progress=quiet)
+    array.driver.revert(one, frozen, quiet)
+    (present,) = [each for each in array.holds() if each["name"].startswith("volume-")]
+    assert present["of"] in json.loads((array.directory / "objects.json").read_text())
+    assert array.driver.volumes() == [one.id]
+    array.driver.delete_snapshot(frozen)
+    array.driver.delete(one)
+    assert array.holds() == []
+
+
+def test_what_such_a_driver_cannot_is_said_before_anything_starts(array: Array) -> None:
+    with pytest.raises(Unsupported, match="cannot do that"):
+        array.driver.measure_volume({"source-name": "one"})
+    with pytest.raises(Unsupported, match="write an image"), array.driver.staging(volume(), "1"):
+        pass
+    one = volume()
+    array.driver.create(one)
+    address = array.driver.address(one)
+    with pytest.raises(StorageError, match="no way to a volume of kind 'iSCSI'"):
+        qemu.protocol(address)
+
+
+def test_pools_of_an_array(array: Array) -> None:
+    fast, vast = array.driver.pools()
+    assert (fast.pool, fast.total_gb, fast.free_gb) == ("fast", 100, 60.5)
+    assert vast.capabilities["free_capacity_gb"] == "infinite"
+    assert vast.capabilities["vendor_name"] == "Tests"
+
+
+def test_the_drivers_log_is_ours_without_its_secrets(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lapilli"):
+        made = Array(tmp_path)
+        made.driver.start()
+        made.kill()
+    (line,) = [each for each in caplog.records if "logging in" in each.getMessage()]
+    assert (line.name, line.levelname) == ("lapilli.cinder.array", "WARNING")
+    assert "***" in line.getMessage()
+    assert PASSWORD not in caplog.text
+
+
+WRONG = [
+    ({"cinder_driver": None}, "cinder_driver: volume_driver = cinder needs it"),
+    ({"cinder_python": "/nowhere/python"}, "cannot be started"),
+    ({"cinder_python": sys.executable}, "has no Cinder"),
+    ({"cinder_driver": "cinder.volume.drivers.nobodys.Driver"}, "cannot be loaded"),
+]
+
+
+@pytest.mark.parametrize(("changed", "told"), WRONG, ids=[told for _, told in WRONG])
+def test_a_wrong_section_is_told_at_the_start(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    wanted = {
+        "cinder_driver": "lapilli_tests_array.ArrayDriver",
+        "cinder_python": bridged.python(),
+        **changed,
+    }
+    driver = CinderDriver(CinderOptions(**wanted), name="array", state_dir=str(tmp_path))
+    driver.keep_in(bridged.notes(tmp_path))
+    with pytest.raises(ConfigError, match=told):
+        driver.start()
