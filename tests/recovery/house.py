@@ -20,13 +20,15 @@ from lapilli.domain.model import Attachment, Export, Operation, Pool, Snapshot, 
 from lapilli.domain.quotas import Usage
 from lapilli.errors import KeyStoreError
 from lapilli.flows import attachments, snapshots, volumes
-from lapilli.flows.attachment_tasks import holders
 from lapilli.flows.claims import UNFINISHED
+from lapilli.flows.exports import export_spec, holders
 from lapilli.flows.volume_tasks import reference
 from lapilli.ports.keys import KeyStore
 from lapilli.runtime.doctor import Doctor
 from lapilli.store import quotas, records, tables
 from tests import databases
+from tests.contract.targets.harnesses import Harness, harness_of
+from tests.contract.targets.initiator import io
 
 CONTEXT = Context(user_id="u", project_id="p", roles=frozenset({"admin", "member"}), request_id="req-steps")
 CONNECTOR = {"initiator": "iqn.1994-05.com.redhat:steps", "host": "guest", "ip": "127.0.0.1"}
@@ -48,6 +50,7 @@ class Scenario:
     wanted: Callable[[Report], Report]
     state: str = "done"
     driver: str = "filepool"
+    target: str = "local"  # or one that the contract suite has a harness for
     options: dict[str, str] = field(default_factory=dict)
     fails: tuple[str, Exception] | None = None  # "target.export": what cannot be had from a simulator
     breaks: tuple[str, int] | None = None  # leg and number of the task that fails when its work is done
@@ -67,7 +70,16 @@ class House:
             "attach_timeout": "1",
             **scenario.options,
         }
-        files = {"volume_driver": scenario.driver, "target_helper": "local", "sim_capacity_gb": "20"}
+        self.harness: Harness | None = None
+        if scenario.target != "local":
+            self.harness = harness_of(scenario.target)(directory.parent)
+            self.harness.state = directory
+        files = {
+            "volume_driver": scenario.driver,
+            "target_helper": scenario.target,
+            "sim_capacity_gb": "20",
+            **(self.harness.options if self.harness else {}),
+        }
         values = {"DEFAULT": default, "files": files} | databases.section(str(directory))
         config = Config(values, state_dir=str(directory))
         self.core = compose.make_core(config)
@@ -186,7 +198,8 @@ class House:
                 for path in self._files("pool", "sim-files")
                 if path.name.startswith("unmanaged-")
             ],
-            "rubbish": self._rubbish(),
+            "rubbish": [*self._rubbish(), *self._left_over()],
+            "reached": self._reached(),
         }
 
     def _keys(self) -> KeyStore:
@@ -201,6 +214,29 @@ class House:
             return False
         words = ["cryptsetup", "open", "--test-passphrase", "--key-file", "-", self.path(volume)]
         return subprocess.run(words, input=key.encode(), capture_output=True).returncode == 0
+
+    def _reached(self) -> list[str]:
+        """Volumes that a real initiator can read, by the export that the database knows."""
+        rows = self.all(Export)
+        if self.harness is None:
+            return [each.volume_id for each in rows]
+        found = []
+        for row in rows:
+            with self.core.store.read() as connection:
+                volume = records.get(connection, Volume, row.volume_id)
+                spec = export_spec(connection, self.backends[0], volume, row)
+            info = self.backends[0].target.connection_info(spec, CONNECTOR, access_mode="rw")
+            if io(self.harness, info, f"read -P {WORDS[0]} 0 1", "write -P 7 1M 4k"):
+                found.append(row.volume_id)
+        return found
+
+    def _left_over(self) -> list[str]:
+        """What a target still has of volumes that the database has no export of."""
+        if self.harness is None:
+            return []
+        exported = {each.volume_id for each in self.all(Export)}
+        gone = [each.id for each in self.all(Volume) if each.id not in exported]
+        return [left for each in gone for left in self.harness.leftovers(each)]
 
     def _before(self) -> Report | None:
         """How things were when the operation was asked for."""

@@ -759,6 +759,23 @@ def _held_twice(house: House) -> Attachment:
     return made
 
 
+# the same with real daemons, killed before each of their effects too: an initiator reads what is exported
+REAL_TARGETS = ("tgt", "nbd")
+
+
+def _with_real_targets() -> list[Scenario]:
+    return [
+        replace(each, target=target, name=f"{each.name}, by {target}")
+        for each in SCENARIOS
+        for target in REAL_TARGETS
+        if (each.kind, each.name)
+        in (("attachment.connect", "a new one"), ("attachment.disconnect", "the last one"))
+    ]
+
+
+SCENARIOS += _with_real_targets()
+
+
 # --- made from the registry ------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from lapilli.errors import StorageError
 from lapilli.flows.definitions import KINDS, RecordTask
 from tests import databases
+from tests.contract.targets.harnesses import harness_of
 from tests.recovery.figures import moments
 from tests.recovery.house import House, Report, Scenario
 from tests.recovery.scenarios import SCENARIOS
@@ -75,6 +76,8 @@ def _build(directory: Path, number: int) -> None:
     for role in house.roles:
         assert role.stop(10)
     (directory / "before.json").write_text(json.dumps(house.report()))
+    if house.harness is not None:
+        house.harness.perish()  # each trial has daemons of its own, at the same ports
     told.submit(house, made)
     house.core.journal.bus.close()
     house.core.store.close()
@@ -126,12 +129,22 @@ def _trials(place: Path, number: int, points: list[int], half: int) -> None:
     for at in points:
         here, report = _copied(place / "built", place / f"at-{at}", half), place / f"report-{at}"
         killed = at == 0 or _fork(_work, here, number, at, None) == -signal.SIGKILL
-        if not killed or _fork(_work, here, number, 0, report) != 0:
+        worked = killed and _fork(_work, here, number, 0, report) == 0
+        _end_daemons(here, number)
+        if not worked:
             report.write_text(
                 json.dumps({"broken": "not killed" if not killed else "the fresh worker failed"})
             )
         shutil.rmtree(here)
     os._exit(0)
+
+
+def _end_daemons(directory: Path, number: int) -> None:
+    """Those that outlive the service."""
+    if SCENARIOS[number].target != "local":
+        harness = harness_of(SCENARIOS[number].target)(directory.parent)
+        harness.state = directory
+        harness.end()
 
 
 def _process(work: Callable[..., None], *arguments: Any) -> Any:
@@ -153,7 +166,11 @@ class Trial:
 
     def run(self, points: list[int]) -> list[Report]:
         """How things are after a kill at each of the points and a fresh start; by two processes."""
-        halves = [_process(_trials, self.place, self.number, points[half::2], half) for half in (0, 1)]
+        # daemons have the same ports in every trial: one after the other
+        parts = 2 if self.told.target == "local" else 1
+        halves = [
+            _process(_trials, self.place, self.number, points[part::parts], part) for part in range(parts)
+        ]
         for half in halves:
             half.join()
         return [json.loads((self.place / f"report-{at}").read_text()) for at in points]
@@ -164,6 +181,7 @@ class Trial:
             return [report["broken"]]
         same = {name: calm[name] for name in ("operations", "pools", "usages", "messages")}
         wanted = same | self.told.wanted(report) | {"differences": [], "rubbish": []}
+        wanted["reached"] = report["exports"]
         if self.told.messages is not None:
             wanted["messages"] = self.told.messages
         last = report["operations"][-1]

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from lapilli.flows.definitions import KINDS, RecordTask
 from lapilli.flows.journal import Journal
+from tests.contract.targets import kills as effects
 
 if TYPE_CHECKING:
     from tests.recovery.house import House
@@ -50,6 +51,23 @@ class Wire:
 
         setattr(holder, name, wrapped)
 
+    def _inside(self, target: Any, name: str) -> None:
+        """Note that a thread is in a call of the target: each of its effects is a point."""
+        function = getattr(target, name)
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self._here.inside = True
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._here.inside = False
+
+        setattr(target, name, wrapped)
+
+    def _effect(self, what: str) -> None:
+        if getattr(self._here, "inside", False):
+            self.point(f"after target.effects before {what}")
+
     def lay(self, house: House) -> None:
         """Along everything that an operation touches."""
         for kind, definition in list(KINDS.items()):
@@ -64,6 +82,10 @@ class Wire:
                 self.around(backend.driver, name, f"driver.{name}")
             for name in ("export", "unexport", "resize"):
                 self.around(backend.target, name, f"target.{name}")
+                if house.harness is not None:
+                    self._inside(backend.target, name)
+        if house.harness is not None:
+            effects.tell(self._effect, house.harness.effects)
         for name in ("upload", "discard"):
             self.around(house.core.images, name, f"images.{name}")
         for name in ("to_raw", "from_raw"):

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -26,7 +27,7 @@ from lapilli.adapters.targets.sim import SimTarget, SimTargetOptions
 from lapilli.adapters.targets.tgt import Tgt, TgtOptions, _Wire
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.target import Target
-from tests.contract.conftest import MIB, free_port
+from tests.contract.conftest import MIB
 
 Info = dict[str, Any]  # connection info, as a connector gets it
 
@@ -49,6 +50,13 @@ class Harness:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.state = directory / "state"
+        # the same in each process of a test, and another than that of tests that run at the same time
+        self.port = 22000 + zlib.crc32(str(directory).encode()) % 9900
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What a back end's section of the service's configuration needs to make it the same way."""
+        return {}
 
     def make(self, name: str = "files") -> Target:
         """The target, as each process of the service makes it; not started."""
@@ -107,9 +115,9 @@ class TgtHarness(Harness):
     title = "tgt"
     effects = ((_Wire, "send"),)
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.port = free_port()
+    @property
+    def options(self) -> dict[str, str]:
+        return {"target_port": str(self.port)}
 
     def make(self, name: str = "files") -> Tgt:
         return Tgt(TgtOptions(target_port=self.port), name=name, state_dir=str(self.state))
@@ -153,14 +161,13 @@ class NbdHarness(Harness):
     title = "nbd"
     effects = ((Qmp, "ask"),)
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        # a part of the range that tests of other processes do not get at the same time
-        first = 20000 + os.getpid() % 1000 * 10
-        self.options = NbdOptions(nbd_first_port=first, nbd_last_port=first + 99)
+    @property
+    def options(self) -> dict[str, str]:
+        return {"nbd_first_port": str(self.port), "nbd_last_port": str(self.port + 99)}
 
     def make(self, name: str = "files") -> Nbd:
-        return Nbd(self.options, name=name, state_dir=str(self.state))
+        options = NbdOptions(nbd_first_port=self.port, nbd_last_port=self.port + 99)
+        return Nbd(options, name=name, state_dir=str(self.state))
 
     @contextlib.contextmanager
     def disk(self, info: Info) -> Iterator[list[str]]:

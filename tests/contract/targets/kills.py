@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -39,27 +40,35 @@ def killed_before(at: int, work: Callable[[], None], more: Iterable[tuple[type, 
 def _count(at: int, more: Iterable[tuple[type, str]]) -> None:  # pragma: no cover - in the child
     left = [at]
 
-    def point() -> None:
+    def point(_what: str) -> None:
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    tell(point, more)
+
+
+def tell(point: Callable[[str], None], more: Iterable[tuple[type, str]]) -> None:
+    """Call `point` before each effect of this process, from now on; that cannot be ended."""
+    telling = threading.local()
+
     def hook(event: str, told: tuple[Any, ...]) -> None:
-        if event in _EFFECTS and left[0] > 0:
-            if event == "os.kill" and told[0] == os.getpid():
-                return
-            point()
-        elif event == "open" and isinstance(told[2], int) and told[2] & _WRITES and left[0] > 0:
-            point()
+        writes = event == "open" and isinstance(told[2], int) and told[2] & _WRITES
+        if (event in _EFFECTS or writes) and not getattr(telling, "now", False):
+            telling.now = True  # what `point` does itself is no effect
+            try:
+                point(event)
+            finally:
+                telling.now = False
 
     for holder, name in more:
-        setattr(holder, name, _counted(getattr(holder, name), point))
+        setattr(holder, name, _counted(getattr(holder, name), point, name))
     sys.addaudithook(hook)
 
 
-def _counted(function: Callable[..., Any], point: Callable[[], None]) -> Callable[..., Any]:
+def _counted(function: Callable[..., Any], point: Callable[[str], None], name: str) -> Callable[..., Any]:
     def counted(*arguments: Any, **named: Any) -> Any:
-        point()
+        point(name)
         return function(*arguments, **named)
 
     return counted
