@@ -30,9 +30,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lapilli.adapters.targets import iscsi
 from lapilli.adapters.targets.holding import held
 from lapilli.config import option
-from lapilli.errors import InvalidInput, StorageError
+from lapilli.errors import StorageError
 from lapilli.events import emit
 from lapilli.ports.target import ExportSpec
 
@@ -125,8 +126,7 @@ class Tgt:
     @property
     def portal(self) -> str:
         """`address:port`, an IPv6 address in brackets."""
-        address = self._options.target_ip_address
-        return f"{_bracketed(address)}:{self._options.target_port}"
+        return iscsi.portal(self._options.target_ip_address, self._options.target_port)
 
     def start(self) -> None:
         """Adopt the tgtd that answers, or start one. Raises `StorageError` when there is none."""
@@ -214,11 +214,9 @@ class Tgt:
     # -- exports ------------------------------------------------------------------------------------------
 
     def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """Name, portal and LUN; a stable user name with a random password (96 bits in 16 characters, which
-        is as many as every initiator takes)."""
+        """Name, portal and LUN; a stable user name with a random password."""
         data = {"iqn": self._iqn(volume_id), "portal": self.portal, "lun": _LUN}
-        user = "u" + hashlib.sha256(volume_id.encode()).hexdigest()[:19]
-        return data, {"username": user, "password": secrets.token_urlsafe(12)}
+        return data, iscsi.account(volume_id)
 
     def export(self, spec: ExportSpec) -> None:
         """Serve the volume; every part that already is as wanted is left alone."""
@@ -416,23 +414,7 @@ class Tgt:
         self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str
     ) -> dict[str, Any]:
         """The iSCSI form of os-brick; the CHAP secret is part of it."""
-        if not connector.get("initiator"):
-            raise InvalidInput("The connector lacks 'initiator', which iSCSI needs.")
-        return {
-            "driver_volume_type": "iscsi",
-            "data": {
-                "target_discovered": False,
-                "target_portal": spec.data["portal"],
-                "target_iqn": spec.data["iqn"],
-                "target_lun": spec.data["lun"],
-                "volume_id": spec.volume_id,
-                "auth_method": "CHAP",
-                "auth_username": spec.secret["username"],
-                "auth_password": spec.secret["password"],
-                "access_mode": access_mode,
-                "discard": True,
-            },
-        }
+        return iscsi.connection_info(spec, connector, access_mode)
 
     def _iqn(self, volume_id: str) -> str:
         return f"{self._options.target_prefix}volume-{volume_id}"
@@ -636,10 +618,6 @@ def _path(spec: ExportSpec) -> str:
     if "," in spec.address.location:
         raise StorageError("The iSCSI target daemon cannot serve a path that has a comma.", retry=False)
     return spec.address.location
-
-
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address and not address.startswith("[") else address
 
 
 def _answers_within(channel: socket.socket, seconds: float) -> bool:
