@@ -470,6 +470,9 @@ def _check_backends(config: Config, names: Sequence[str]) -> None:
             raise ConfigError(f"[DEFAULT] enabled_backends = {name!r}: named twice.")
 
 
+_PROTOCOLS = {"tgt": "iSCSI", "lio": "iSCSI", "nvmet": "NVMe-oF", "rbd": "ceph"}
+
+
 def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend:
     options = config.read(BackendOptions, name, fallback="backend_defaults")
     driver = cast(Driver, _adapter("drivers", config, name, options.volume_driver, "volume_driver"))
@@ -479,8 +482,7 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
     _check_fit(name, options.volume_driver, driver, helper, target)
     extra: dict[str, Any] = {"reserved_percentage": options.reserved_percentage}
     if helper != "cinder":  # there the driver tells it
-        protocol = {"tgt": "iSCSI", "lio": "iSCSI", "rbd": "ceph"}.get(helper, helper)
-        extra["storage_protocol"] = protocol
+        extra["storage_protocol"] = _PROTOCOLS.get(helper, helper)
     if options.max_over_subscription_ratio is not None:
         placement.check_ratio(name, options.max_over_subscription_ratio)
         extra["max_over_subscription_ratio"] = options.max_over_subscription_ratio
@@ -542,8 +544,10 @@ _KNOWN = {
     "targets": {
         "cinder": ("CinderTarget", "CinderOptions"),
         "tgt": ("Tgt", "TgtOptions"),
+        "lio": ("Lio", "LioOptions"),
         "local": ("Local", "LocalOptions"),
         "nbd": ("Nbd", "NbdOptions"),
+        "nvmet": ("Nvmet", "NvmetOptions"),
         "rbd": ("RbdTarget", "RbdTargetOptions"),
         "sim": ("SimTarget", "SimTargetOptions"),
     },

@@ -151,8 +151,10 @@ _SECTIONS = {
     "SimOptions": _BACK_END,
     "SimTargetOptions": _BACK_END,
     "TgtOptions": _BACK_END,
+    "LioOptions": _BACK_END,
     "LocalOptions": _BACK_END,
     "NbdOptions": _BACK_END,
+    "NvmetOptions": _BACK_END,
 }
 
 

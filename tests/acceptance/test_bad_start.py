@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -77,3 +78,18 @@ def test_an_older_database(
     assert cli.main(arguments[arguments.index("lapilli.cli") + 1 :]) == 1
     told = "lapilli: The database is at 0000, older than the code; run: lapilli db upgrade\n"
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("target", ["lio", "nvmet"])
+def test_a_kernel_without_the_target(own_service: Service, target: str) -> None:
+    """What is missing is named, with the package that brings it."""
+    own_service.config = {
+        "filepool": {"target_helper": target, "filepool_path": own_service.state_dir / "pool"}
+    }
+    module = {"lio": "target_core_mod", "nvmet": "nvmet"}[target]
+    has_it = subprocess.run(["modinfo", module], capture_output=True).returncode == 0
+    if has_it or os.path.isdir(f"/sys/module/{module}"):
+        pytest.skip(f"this kernel has {module}")
+    told = refused(own_service, "volume")
+    assert f"target_helper = {target}: this kernel ({os.uname().release}) has no module " in told
+    assert "Debian's package linux-image-" in told

@@ -252,6 +252,8 @@ HARNESSES: dict[str, type[Harness] | str] = {
     "nbd": NbdHarness,
     "local": LocalHarness,
     "sim": SimHarness,
+    "lio": "tests.contract.targets.kernel:LioHarness",
+    "nvmet": "tests.contract.targets.kernel:NvmetHarness",
 }
 ALWAYS = ("tgt", "nbd", "local", "sim")
 
