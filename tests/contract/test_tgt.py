@@ -1,7 +1,8 @@
-"""What every target must do; tgt with a real daemon and real initiators."""
+"""What tgt does beside the contract (tests/contract/targets), with a real daemon and real initiators."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -13,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from lapilli.adapters.targets.local import Local, LocalOptions
-from lapilli.adapters.targets.tgt import Tgt, TgtOptions, _Wire
+from lapilli.adapters.targets.tgt import Tgt, TgtOptions
 from lapilli.errors import InvalidInput, StorageError
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.target import ExportSpec
@@ -116,17 +116,6 @@ def test_discarded_space_is_given_back(tgt: Tgt, exportable: Exportable) -> None
     assert before - os.stat(spec.address.location).st_blocks >= 8 * MIB // 512
 
 
-def test_exporting_again_disturbs_nobody(tgt: Tgt, exportable: Exportable) -> None:
-    spec = exportable(tgt)
-    tgt.export(spec)
-    with session(spec) as guest:
-        ask(guest, "write -P 5 0 64k", "wrote")
-        tgt.export(spec)
-        assert tgt.restore([spec]) == []
-        ask(guest, "read -P 5 0 64k", "read")
-        assert "nnect" not in finish(guest)  # neither disconnected nor reconnected
-
-
 def test_an_initiator_sees_the_new_size_and_keeps_its_session(tgt: Tgt, exportable: Exportable) -> None:
     spec = exportable(tgt)
     tgt.export(spec)
@@ -158,11 +147,6 @@ def test_resizing_fails_no_command_of_a_busy_guest(tgt: Tgt, exportable: Exporta
     assert capacity(spec) == 94 * MIB
 
 
-def test_resizing_what_is_not_exported_is_no_fault(tgt: Tgt, exportable: Exportable) -> None:
-    tgt.resize(exportable(tgt), 1)
-    assert list(tgt.exports()) == []
-
-
 def test_unexport_cuts_sessions_off_and_may_run_twice(tgt: Tgt, exportable: Exportable) -> None:
     spec = exportable(tgt)
     tgt.export(spec)
@@ -188,29 +172,6 @@ def test_restore_after_the_daemon_died(tgt: Tgt, exportable: Exportable) -> None
     assert set(tgt.exports()) == {kept.volume_id, fresh.volume_id}
     assert works(fresh)
     assert tgt.restore([kept, fresh]) == []
-
-
-def test_restore_goes_on_after_a_volume_that_cannot_be_served(tgt: Tgt, exportable: Exportable) -> None:
-    broken, good = exportable(tgt), exportable(tgt)
-    os.unlink(broken.address.location)
-    said = tgt.restore([broken, good])
-    assert len(said) == 2
-    assert list(tgt.exports()) == [good.volume_id]
-
-
-def test_back_ends_that_share_a_daemon_leave_each_other_alone(
-    tgt: Tgt, exportable: Exportable, tmp_path: Path
-) -> None:
-    other = Tgt(tgt._options, name="other", state_dir=str(tmp_path / "state"))
-    other.start()
-    mine, theirs = exportable(tgt), exportable(other)
-    tgt.export(mine)
-    other.export(theirs)
-    assert tgt.restore([mine]) == []
-    assert works(theirs)
-    assert list(other.exports()) == [theirs.volume_id]
-    assert len(other.restore([])) == 1
-    assert works(mine)
 
 
 @pytest.mark.parametrize(
@@ -249,54 +210,6 @@ def test_a_changed_path_or_password_is_taken_over(tgt: Tgt, exportable: Exportab
     assert capacity(changed) == MIB
     assert io(spec, "read 0 4k").returncode != 0
     assert io(changed, "read 0 4k").returncode == 0
-
-
-def test_a_kill_between_any_two_requests(
-    tgt: Tgt, exportable: Exportable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = _Wire.ask
-    last = 1
-    while True:
-        spec = exportable(tgt)
-        child = os.fork()
-        if child == 0:  # pragma: no cover - it ends here
-            left = [last]
-
-            def ask(*args: Any, left: list[int] = left, **kwargs: Any) -> str:
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-                return real(*args, **kwargs)
-
-            _Wire.ask = ask  # type: ignore[method-assign]
-            tgt.export(spec)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert not reachable_without_secret(spec), f"open to everybody after {last} requests"
-        tgt.export(spec)
-        assert works(spec), f"not repaired after {last} requests"
-        tgt.unexport(spec.volume_id, spec.data)
-        if os.WIFEXITED(status):
-            break
-        last += 1
-    assert last >= 8  # as many requests as a whole export has
-
-
-def test_processes_that_export_at_once(tgt: Tgt, exportable: Exportable) -> None:
-    specs = [exportable(tgt) for _ in range(12)]
-    children = []
-    for spec in specs:
-        child = os.fork()
-        if child == 0:  # pragma: no cover - it ends here
-            try:
-                tgt.export(spec)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 12
-    assert set(tgt.exports()) == {spec.volume_id for spec in specs}
-    assert works(specs[0])
 
 
 def test_an_export_takes_milliseconds(tgt: Tgt, exportable: Exportable) -> None:
@@ -358,19 +271,55 @@ def test_iscsi_connection_information(tmp_path: Path) -> None:
     assert told["data"]["access_mode"] == "ro"
 
 
-def test_the_local_target_gives_the_path(tmp_path: Path) -> None:
-    target = Local(LocalOptions(), name="x", state_dir=str(tmp_path))
-    data, secret = target.prepare("v1")
-    spec = ExportSpec("v1", BlockAddress("file", "/pool/v1.raw"), data, secret)
-    target.start()
-    target.export(spec)
-    assert target.restore([spec]) == target.exports() == []
-    told = target.connection_info(spec, {}, access_mode="rw")
-    assert told["driver_volume_type"] == "local"
-    assert told["data"]["device_path"] == "/pool/v1.raw"
-    target.resize(spec, 2)
-    target.unexport("v1", data)
-    target.stop()
+def test_each_portal_is_a_path_to_the_same_disk(tmp_path: Path, tgt: Tgt, exportable: Exportable) -> None:
+    several = Tgt(
+        dataclasses.replace(tgt._options, target_secondary_ip_addresses=["127.0.0.2", "127.0.0.3"]),
+        name="files",
+        state_dir=str(tmp_path / "state"),
+    )
+    several.start()  # finds a tgtd that listens at one address
+    several.start()
+    port = tgt._options.target_port
+    spec = exportable(several)
+    several.export(spec)
+    for connector in (CONNECTOR, {**CONNECTOR, "multipath": True}):
+        told = several.connection_info(spec, connector, access_mode="rw")["data"]
+        assert told["target_portals"] == [f"127.0.0.{number}:{port}" for number in (1, 2, 3)]
+        assert told["target_portal"] == told["target_portals"][0]
+        assert told["target_iqns"] == [told["target_iqn"]] * 3
+        assert told["target_luns"] == [told["target_lun"]] * 3
+    paths = [
+        ExportSpec(spec.volume_id, spec.address, {**spec.data, "portal": portal}, spec.secret)
+        for portal in told["target_portals"]
+    ]
+    pages = set()
+    for number, path in enumerate(paths):
+        before = f"read -P {number} 0 64k"
+        assert io(path, *([before] if number else []), f"write -P {number + 1} 0 64k").returncode == 0
+        assert not reachable_without_secret(path)
+        said = subprocess.run(["iscsi-inq", "-e", "1", "-c", "131", url(path)], capture_output=True)
+        pages.add(said.stdout)
+    assert len(pages) == 1, "multipath tells by this page that it is one disk"
+    kill_daemon(several)
+    again = Tgt(several._options, name="files", state_dir=str(tmp_path / "state"))
+    again.restore([spec])
+    assert all(io(path, "read -P 3 0 64k").returncode == 0 for path in paths)
+
+
+def test_one_portal_and_multipath(tgt: Tgt, exportable: Exportable) -> None:
+    spec = exportable(tgt)
+    single = tgt.connection_info(spec, CONNECTOR, access_mode="rw")["data"]
+    assert "target_portals" not in single
+    told = tgt.connection_info(spec, {**CONNECTOR, "multipath": True}, access_mode="rw")["data"]
+    assert told["target_portals"] == [told["target_portal"]]
+    assert told["target_luns"] == [told["target_lun"]]
+
+
+def test_an_address_that_this_host_has_not_is_told(tmp_path: Path, tgt: Tgt) -> None:
+    options = dataclasses.replace(tgt._options, target_secondary_ip_addresses=["192.0.2.77"])
+    far = Tgt(options, name="files", state_dir=str(tmp_path / "state"))
+    with pytest.raises(StorageError, match=r"listen at 192.0.2.77"):
+        far.start()
 
 
 # --- a guest: qemu-io with one session, asked line by line -------------------------------------------------

@@ -60,7 +60,7 @@ def connection_info(spec: ExportSpec, connector: dict[str, Any], access_mode: st
             "target_portal": spec.data["portal"],
             "target_iqn": spec.data["iqn"],
             "target_lun": spec.data["lun"],
-            **(several if len(ways) > 1 else {}),
+            **(several if len(ways) > 1 or connector.get("multipath") else {}),
             "volume_id": spec.volume_id,
             "auth_method": "CHAP",
             "auth_username": spec.secret["username"],

@@ -41,7 +41,7 @@ _LUN = 1
 # one request and one answer per connection; the answer's first words are an error number and its length
 _REQUEST = struct.Struct("<II64sIiQQIIIIII")
 _ANSWER = struct.Struct("<II")
-_SYSTEM, _TARGET, _DEVICE, _ACCOUNT = 0, 1, 2, 7
+_SYSTEM, _TARGET, _DEVICE, _PORTAL, _ACCOUNT = 0, 1, 2, 3, 7
 _NEW, _DELETE, _SHOW, _BIND, _UNBIND, _UPDATE = 0, 1, 2, 3, 4, 5
 _NO_LUN_GIVEN = 0xFFFFFFFFFFFFFFFF
 _PATIENCE = 30.0  # seconds for an answer: tgtd opens the backing file before it gives one
@@ -58,6 +58,9 @@ class TgtOptions:
     """Options of the `tgt` target."""
 
     target_ip_address: str = option("127.0.0.1", "Address at which initiators reach the target.")
+    target_secondary_ip_addresses: list[str] = option(
+        [], "Further addresses at which initiators reach it: paths for multipath."
+    )
     target_port: int = option(3260, "TCP port of the target.", minimum=1, maximum=65535)
     target_prefix: str = option("iqn.2010-10.org.openstack:", "Prefix of target names.")
     tgt_control_port: int = option(
@@ -126,12 +129,20 @@ class Tgt:
     @property
     def portal(self) -> str:
         """`address:port`, an IPv6 address in brackets."""
-        return iscsi.portal(self._options.target_ip_address, self._options.target_port)
+        return self._portals[0]
+
+    @property
+    def _portals(self) -> list[str]:
+        options = self._options
+        return iscsi.portals(
+            [options.target_ip_address, *options.target_secondary_ip_addresses], options.target_port
+        )
 
     def start(self) -> None:
         """Adopt the tgtd that answers, or start one. Raises `StorageError` when there is none."""
         if self._wire.answers():
             self._check_portal()
+            self._add_portals()
             return
         if not self._options.tgt_manage_daemon:
             raise StorageError(f"No iSCSI target daemon answers at control port {self._control}.")
@@ -141,6 +152,21 @@ class Tgt:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self._wire.answers():
                 self._spawn()
+        self._add_portals()
+
+    def _add_portals(self) -> None:
+        """Let the tgtd that we started listen at the secondary addresses too. Raises `StorageError`."""
+        if len(self._portals) == 1 or self._managed_pid() is None:
+            return
+        there = self._wire.portals()
+        for portal in self._portals:
+            if portal in there:
+                continue
+            try:
+                self._wire.ask(f"listen at {portal}", _PORTAL, _NEW, text=f"portal={portal}")
+            except TgtRefusal:
+                if portal not in self._wire.portals():  # another service's start may have been faster
+                    raise
 
     def _check_portal(self) -> None:
         """Raises `StorageError` when the tgtd that we started listens elsewhere: nobody would reach us."""
@@ -215,7 +241,9 @@ class Tgt:
 
     def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
         """Name, portal and LUN; a stable user name with a random password."""
-        data = {"iqn": self._iqn(volume_id), "portal": self.portal, "lun": _LUN}
+        data: dict[str, Any] = {"iqn": self._iqn(volume_id), "portal": self.portal, "lun": _LUN}
+        if len(self._portals) > 1:
+            data["portals"] = self._portals
         return data, iscsi.account(volume_id)
 
     def export(self, spec: ExportSpec) -> None:
@@ -509,6 +537,12 @@ class _Wire:
             credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             return int(struct.unpack("3i", credentials)[0])
         return None
+
+    def portals(self) -> set[str]:
+        """Where it listens."""
+        return set(
+            re.findall(r"^Portal: (.+),\d+$", self.ask("show its portals", _PORTAL, _SHOW), re.MULTILINE)
+        )
 
     def targets(self) -> list[_Shown]:
         """Everything that tgtd serves."""
