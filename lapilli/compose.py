@@ -448,7 +448,8 @@ def give_notes(core: Core, backends: Sequence[Backend]) -> None:
     """Let drivers remember, in the database, what they need to; before they are started."""
     for each in backends:
         if isinstance(each.driver, Noting):
-            each.driver.keep_in(BackendNotes(core.store, each.cluster or each.host))
+            notes = BackendNotes(core.store, each.cluster or each.host, shared=each.cluster is not None)
+            each.driver.keep_in(notes)
 
 
 def _check_backends(config: Config, names: Sequence[str]) -> None:

@@ -104,11 +104,11 @@ class Answer(msgspec.Struct):
 class Bridge:
     """One back end's driver of Cinder, in its process."""
 
-    def __init__(self, options: CinderOptions, *, name: str, host: str, state_dir: str) -> None:
+    def __init__(self, options: CinderOptions, *, name: str, state_dir: str) -> None:
         self.name, self.options = name, options
         self.notes: Notes | None = None  # whoever puts the back end together gives them
         self.facts: dict[str, Any] = {}  # what the driver's process told of itself when it started
-        self.host, self._state_dir = host, state_dir
+        self._state_dir = state_dir
         self._starting = threading.Lock()
         self._child: _Child | None = None
 
@@ -143,8 +143,8 @@ class Bridge:
         return {
             "driver": self.options.cinder_driver,
             "name": self.name,
-            "host": self.host_of(None),
-            "cluster": None,
+            "host": self.host_of(""),
+            "cluster": self.remembered().backend if self.remembered().shared else None,
             "config": self.options.cinder_config,
             "options": own,
             "directory": os.path.join(self._state_dir, f"cinder-{self.name}"),
@@ -166,9 +166,9 @@ class Bridge:
             **more,
         }
 
-    def host_of(self, pool: str | None) -> str:
+    def host_of(self, pool: str) -> str:
         """What Cinder calls the host of a volume."""
-        return f"{self.host}@{self.name}" + (f"#{pool}" if pool else "")
+        return self.remembered().backend + (f"#{pool}" if pool else "")
 
     def call(self, method: str, *arguments: Any) -> Answer:
         """Call a method of the driver.
@@ -200,8 +200,7 @@ def bridge_of(options: CinderOptions, *, name: str, state_dir: str) -> Bridge:
     """The bridge of a back end: driver and target of one section share it."""
     key = (os.path.abspath(state_dir), name)
     if key not in _bridges or _bridges[key].options != options:
-        host = options.section.get("backend_host") or socket.gethostname()
-        _bridges[key] = Bridge(options, name=name, host=host, state_dir=key[0])
+        _bridges[key] = Bridge(options, name=name, state_dir=key[0])
     return _bridges[key]
 
 

@@ -97,6 +97,10 @@ class Teller(logging.Handler):
         except Exception:
             self.handleError(record)
 
+    def learn(self, secrets: set[str]) -> None:
+        """Keep more to itself."""
+        self._secrets = sorted({*self._secrets, *secrets}, key=len, reverse=True)
+
     def without_secrets(self, text: str) -> str:
         """The text, fit for everybody's eyes."""
         from oslo_utils import strutils  # noqa: PLC0415 - Cinder's own packages are there only by now
@@ -284,6 +288,7 @@ class Host:
         )
         if self._settings["cluster"] and not self.driver.SUPPORTS_ACTIVE_ACTIVE:
             raise RuntimeError("This driver cannot be served by several hosts at once.")
+        self._teller.learn(_configured_secrets())
         self.driver.do_setup(self._context())
         self.driver.check_for_setup_error()
         self.driver.set_initialized()
@@ -411,8 +416,27 @@ def _ini(settings: dict, scratch: str) -> str:
 
 
 def _secrets(options: dict) -> list[str]:
-    found = {value for key, value in options.items() if any(word in key.lower() for word in _SECRET_NAMES)}
+    found = {value for key, value in options.items() if _sounds_secret(key)}
     return sorted((value for value in found if len(value) > 3), key=len, reverse=True)
+
+
+def _sounds_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET_NAMES)
+
+
+def _configured_secrets() -> set[str]:
+    """The values of all options that are secret, whichever file they come from."""
+    from oslo_config import cfg  # noqa: PLC0415
+
+    found = set()
+    for section in (cfg.CONF, *(cfg.CONF[name] for name in cfg.CONF._groups)):
+        options = section._opts if section is cfg.CONF else section._group._opts
+        for name, told in options.items():
+            with contextlib.suppress(Exception):  # one that was given in a wrong form
+                value = getattr(section, name)
+                if (told["opt"].secret or _sounds_secret(name)) and isinstance(value, str) and len(value) > 3:
+                    found.add(value)
+    return found
 
 
 def _first(told) -> str:

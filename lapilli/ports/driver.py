@@ -255,9 +255,12 @@ class OwnFunctions(Protocol):
 class Notes(Protocol):
     """What a driver must remember of its objects and cannot ask the back end.
 
-    It is kept with the service's records, for all hosts that serve the back end; a note is plain JSON, and
-    may hold secrets as an export's record does.
+    It is kept with the service's records, for all hosts that serve the back end; a note is plain JSON that is
+    not empty, and may hold secrets as an export's record does.
     """
+
+    backend: str  # host@backend, or cluster@backend
+    shared: bool  # whether it is a cluster's, and several hosts may serve it at once
 
     def read(self, kind: str, identifier: str) -> dict[str, Any] | None:
         """The note of one object."""

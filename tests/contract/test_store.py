@@ -26,6 +26,7 @@ from lapilli.domain.quotas import QuotaOptions, Usage
 from lapilli.domain.states import TABLE, transition
 from lapilli.errors import DatabaseUnavailable, InvalidState, NotFound, OverQuota
 from lapilli.store import quotas, records, schema, tables
+from lapilli.store.notes import BackendNotes
 from lapilli.store.session import Store
 from tests import databases
 
@@ -712,3 +713,47 @@ def test_records_are_frozen(store: Store) -> None:
     with pytest.raises(AttributeError):
         made.size = 3  # type: ignore[misc]
     assert msgspec.structs.replace(made, size=3).size == 3
+
+
+# --- notes of drivers ------------------------------------------------------------------------------------
+
+
+def test_no_change_of_a_note_is_lost(store: Store) -> None:
+    """Two hosts of a back end add to a note that neither has seen before."""
+    ours, others = BackendNotes(store, "box@array"), BackendNotes(store, "box@other")
+    identifier = records.new_id()
+
+    def add(number: int) -> None:
+        def step(present: dict[str, Any] | None) -> dict[str, Any]:
+            return {"seen": [*(present or {"seen": []})["seen"], number]}
+
+        ours.change("volume", identifier, step)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(add, range(24)))
+    note = ours.read("volume", identifier)
+    assert note is not None
+    assert sorted(note["seen"]) == list(range(24))
+    assert ours.all("volume") == {identifier: note}
+    assert (ours.all("snapshot"), others.all("volume"), others.read("volume", identifier)) == ({}, {}, None)
+    with pytest.raises(ZeroDivisionError):
+        ours.change("snapshot", identifier, lambda _: {"half": 1 // 0})
+    assert ours.read("snapshot", identifier) is None
+    assert ours.change("volume", identifier, lambda _: None) is None
+    assert (ours.read("volume", identifier), ours.all("volume")) == (None, {})
+
+
+def test_a_driver_is_told_of_a_volume_and_its_type(store: Store) -> None:
+    notes, qos, kind = BackendNotes(store, "box@array"), records.new_id(), records.new_id()
+    with store.write() as connection:
+        limits = {"id": qos, "name": f"qos-{qos}", "consumer": "back-end", "specs": {"total_iops_sec": "5"}}
+        connection.execute(tables.qos_specs.insert(), {**limits, "created_at": records.now()})
+        specs = {"id": kind, "name": f"type-{kind}", "is_public": True, "extra_specs": {"key": "value"}}
+        records.insert(connection, VolumeType(**specs, qos_specs_id=qos, created_at=records.now()))
+        made = volume(volume_type_id=kind, name="first")
+        records.insert(connection, made)
+    told = notes.facts(made.id)
+    assert (told["display_name"], told["project_id"]) == ("first", "p")
+    assert (told["type"]["name"], told["type"]["extra_specs"]) == (f"type-{kind}", {"key": "value"})
+    assert told["type"]["qos"] == limits
+    assert notes.facts(records.new_id()) == {}

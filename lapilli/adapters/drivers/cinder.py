@@ -11,6 +11,7 @@ with the volume: whoever was stopped in the middle of making it may have gone on
 from __future__ import annotations
 
 import contextlib
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -368,7 +369,7 @@ class CinderDriver:
             return BlockAddress(protocol or "unknown", alias)
         if alias not in self._addresses:
             told = self._volume(volume, note, alias)
-            info = self._bridge.call("initialize_connection", told, {"host": self._bridge.host}).result
+            info = self._bridge.call("initialize_connection", told, {"host": socket.gethostname()}).result
             self._addresses[alias] = _address_of(info, self._options.section)
         return self._addresses[alias]
 

@@ -33,10 +33,12 @@ SECOND = {"host": "two", "initiator": "iqn.two"}
 class Array:
     """The driver, its target, and what is in the array."""
 
-    def __init__(self, directory: Path, **more: Any) -> None:
+    def __init__(self, directory: Path, *, password: bool = True, **more: Any) -> None:
         (directory / "array").mkdir()
         self.directory, self.state = directory / "array", directory
-        section = {"array_directory": str(self.directory), "array_password": PASSWORD}
+        section = {"array_directory": str(self.directory)}
+        if password:
+            section["array_password"] = PASSWORD
         self.options = CinderOptions(
             cinder_driver="lapilli_tests_array.ArrayDriver",
             cinder_python=bridged.python(),
@@ -225,6 +227,17 @@ def test_the_drivers_log_is_ours_without_its_secrets(
     (line,) = [each for each in caplog.records if "logging in" in each.getMessage()]
     assert (line.name, line.levelname) == ("lapilli.cinder.array", "WARNING")
     assert "***" in line.getMessage()
+    assert PASSWORD not in caplog.text
+
+
+def test_a_cinder_conf_is_read_before_the_section(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    conf = tmp_path / "cinder.conf"
+    conf.write_text(f"[array]\narray_password = {PASSWORD}\narray_directory = /nowhere\n")
+    with caplog.at_level(logging.INFO, "lapilli"):
+        made = Array(tmp_path, password=False, cinder_config=str(conf))
+        made.driver.start()
+        made.kill()
+    assert "logging in with ***" in caplog.text
     assert PASSWORD not in caplog.text
 
 
