@@ -20,7 +20,7 @@ from lapilli.ports.target import ExportSpec
 FAILS = {
     "GetLBAStatus.BeyondEol": "a range beyond the end is answered instead of refused",
     "GetLBAStatus.UnmapSingle": "one answer tells of the whole extent, not of each unmapped block",
-    "MultipathIO.CompareAndWriteAsync": "COMPARE AND WRITE is not implemented; this test goes on without asking",
+    "MultipathIO.CompareAndWriteAsync": "COMPARE AND WRITE is not implemented, and not asked for first",
     "PrinServiceactionRange.Range": "READ FULL STATUS of persistent reservations is not implemented",
     "ProutReserve.OwnershipEA": "a registrant is told of a released reservation before its next command",
     "ProutReserve.OwnershipWE": "the same",
