@@ -39,6 +39,7 @@ from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 
 HERE = Path(__file__).parent
 CLIENTS = 8
+TARGETS = ("tgt", "nbd", "local")
 SWIFT = {("decision", 10_000), ("decision with the reading", 10_000)}  # decisions with an aim
 PAGE = 1000
 DEEP = 50  # pages before the deep one
@@ -267,6 +268,16 @@ class Bench:
         told = spread(found["delete"])
         self.add("detach (delete the attachment), p50", told["p50"], "ms", None, **told)
 
+    def targets(self) -> None:
+        """The same by each target that runs here, which is another configuration of the same back end."""
+        volumes = self._volumes(self.size.singles)
+        for target in TARGETS:
+            with self.service.configured(target_helper=target):
+                found = self.service.job("attach", volumes=volumes)
+            for what, times in (("attach", found["attach"]), ("detach", found["delete"])):
+                told = spread(times)
+                self.add(f"{what} by {target}, p50", told["p50"], "ms", None, **told)
+
     def list(self) -> None:
         """Pages of 1,000 detailed volumes out of many, in several projects."""
         self.service.stop()
@@ -316,6 +327,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "create": Bench.create,
     "show": Bench.show,
     "attach": Bench.attach,
+    "targets": Bench.targets,
     "list": Bench.list,
     "scheduler": Bench.scheduler,
     "journal": Bench.journal,

@@ -80,6 +80,20 @@ class Service:
         """The database's file."""
         return self.state_dir / "lapilli.sqlite"
 
+    @contextlib.contextmanager
+    def configured(self, **options: str) -> Iterator[None]:
+        """Restarted with further options of its back end; afterwards without them."""
+        before = self.config.read_text()
+        self.stop()
+        self.config.write_text(before + "".join(f"{name} = {value}\n" for name, value in options.items()))
+        try:
+            self.start()
+            yield
+        finally:
+            self.stop()
+            self.config.write_text(before)
+            self.start()
+
     def start(self) -> float:
         """Start it; seconds until the first answer of an authenticated GET /v3/."""
         words = ["serve", "--state-dir", self.state_dir, "--config", self.config]
