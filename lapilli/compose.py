@@ -26,6 +26,7 @@ from lapilli.adapters.buses.local import LocalBus
 from lapilli.adapters.buses.polling import PollingBus
 from lapilli.adapters.images.directory import DirectoryImages
 from lapilli.adapters.images.image_api import GlanceOptions, ServiceUserOptions
+from lapilli.adapters.keys.barbican import Barbican, BarbicanOptions, Login
 from lapilli.adapters.keys.fixed import FixedKey
 from lapilli.adapters.keys.local import LocalKeys
 from lapilli.api.options import ApiOptions, BodyOptions, PolicyOptions
@@ -153,14 +154,18 @@ class NotificationOptions:
     )
 
 
+_BARBICAN = ("barbican", "castellan.key_manager.barbican_key_manager.BarbicanKeyManager")
+
+
 @dataclass(frozen=True)
 class KeyOptions:
     """Section [key_manager]: where the keys of encrypted volumes are."""
 
     backend: str = option(
         "local",
-        "local: in files of this machine, wrapped by a master key; none: encrypted volumes are refused.",
-        choices=("local", "none"),
+        "local: in files of this machine, wrapped by a master key; barbican: in OpenStack's key manager, "
+        "asked by the user of [service_user]; none: encrypted volumes are refused.",
+        choices=("local", *_BARBICAN, "none"),
     )
     key_directory: str | None = option(
         None, "Files of the local key store; default: `keys` in the state directory."
@@ -188,6 +193,7 @@ _SECTIONS: tuple[tuple[type, str], ...] = (
     (PolicyOptions, "oslo_policy"),
     (IdentityOptions, "identity"),
     (KeyOptions, "key_manager"),
+    (BarbicanOptions, "barbican"),
     (BodyOptions, "oslo_middleware"),
     (BodyOptions, "healthcheck"),
 )
@@ -340,6 +346,27 @@ def make_core(config: Config) -> Core:
     return core
 
 
+def _make_barbican(config: Config) -> KeyStore:
+    user = config.read(ServiceUserOptions, "service_user", fallback="keystone_authtoken")
+    domains = {"user_domain_id": user.user_domain_id, "user_domain_name": user.user_domain_name}
+    auth = {"auth_url": user.auth_url, "username": user.username, "password": user.password, **domains}
+    for name in ("auth_url", "username", "password"):
+        if auth[name] is None:
+            raise ConfigError(
+                f"[service_user] {name}: [key_manager] backend = barbican needs it here or in "
+                "[keystone_authtoken]."
+            )
+    try:
+        importlib.import_module("keystoneauth1")
+    except ImportError as problem:
+        raise ConfigError(
+            "[key_manager] backend = barbican: keystoneauth1 is missing; install the extra `barbican`."
+        ) from problem
+    verify = False if user.insecure else user.cafile or True
+    login = Login(auth, user.region_name, user.interface, verify)
+    return Barbican(config.read(BarbicanOptions, "barbican"), login)
+
+
 def make_keys(config: Config) -> KeyStore | None:
     """Where keys of encrypted volumes are kept; None where there shall be none. Raises `ConfigError`."""
     options = config.read(KeyOptions, "key_manager")
@@ -347,6 +374,8 @@ def make_keys(config: Config) -> KeyStore | None:
         return FixedKey(options.fixed_key)
     if options.backend == "none":
         return None
+    if options.backend in _BARBICAN:
+        return _make_barbican(config)
     return LocalKeys(
         options.key_directory or state_file(config, "keys"),
         options.master_key_file or state_file(config, "master.key"),

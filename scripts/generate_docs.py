@@ -139,6 +139,7 @@ _SECTIONS = {
     "BasicOptions": "http_basic",
     "IdentityOptions": "identity",
     "KeyOptions": "key_manager",
+    "BarbicanOptions": "barbican",
     "BodyOptions": "oslo_middleware",
     "PolicyOptions": "oslo_policy",
     "BackendOptions": _BACK_END,

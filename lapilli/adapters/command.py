@@ -40,7 +40,7 @@ class MemoryFile:
     @property
     def path(self) -> str:
         """What the programs call it."""
-        return f"/dev/fd/{self.file}"
+        return f"/proc/self/fd/{self.file}"
 
 
 @contextlib.contextmanager

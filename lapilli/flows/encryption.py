@@ -7,7 +7,8 @@ task, from the key store to the program that writes the header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -183,6 +184,25 @@ def passphrase(core: Core, volume_id: str) -> str:
     if volume.encryption_key_id is None or core.keys is None:
         raise InvalidInput(f"Volume {volume.id} is not encrypted.")
     return core.keys.get(volume.encryption_key_id, volume.project_id).hex()
+
+
+@contextmanager
+def handed_over(core: Core, volume: Volume, project_id: str) -> Iterator[str | None]:
+    """A volume's key for another project, which keeps it when the context ends well; its id.
+
+    Where keys belong to projects there are two for a while. One of them goes, whichever way it ends.
+    """
+    old, keys, owner = volume.encryption_key_id, core.keys, volume_owner(volume.id)
+    if old is None or keys is None or keys.key_for(owner) is not None or project_id == volume.project_id:
+        yield old
+        return
+    new = keys.clone(owner, project_id, old, volume.project_id)
+    try:
+        yield new
+    except Exception:
+        keys.delete(owner, new, project_id)
+        raise
+    keys.delete(owner, old, volume.project_id)
 
 
 # --- images of encrypted bytes ---------------------------------------------------------------------------

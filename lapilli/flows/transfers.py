@@ -20,6 +20,7 @@ from lapilli.domain import quotas as quota_rules
 from lapilli.domain.model import Snapshot, Transfer, Volume, VolumeType
 from lapilli.domain.states import transition
 from lapilli.errors import InvalidInput, InvalidState, NotFound
+from lapilli.flows import encryption
 from lapilli.flows.core import Core
 from lapilli.flows.volumes import IDLE, NOT_CONNECTED, NOT_IN_GROUP, NOT_MIGRATING
 from lapilli.store import quotas, records, tables
@@ -130,18 +131,30 @@ def delete(core: Core, transfer: Transfer) -> None:
     _tell(CANCEL.event, transfer)
 
 
-@rerun_when_contended
 def accept(core: Core, context: Context, transfer: Transfer, key: str) -> None:
     """Give the volume to the caller's project: rows and both quotas in one transaction.
 
     Raises `InvalidInput` for a wrong key, `InvalidState`, `OverQuota`, `NotFound`: then nothing has happened.
     """
+    with core.store.read() as connection:
+        volume = records.get(connection, Volume, transfer.volume_id)
+        _check_key(records.get(connection, Transfer, transfer.id), key)
+    with encryption.handed_over(core, volume, context.project_id) as key_id:
+        _accept(core, context, transfer, key, key_id)
+
+
+def _check_key(present: Transfer, key: str) -> None:
+    if not hmac.compare_digest(_hash(present.salt, key), present.key_hash):
+        raise InvalidInput(f"Attempt to transfer {present.id} with an invalid auth key.")
+
+
+@rerun_when_contended
+def _accept(core: Core, context: Context, transfer: Transfer, key: str, key_id: str | None) -> None:
     with core.store.write(durable=True) as connection:
         volume = records.get(connection, Volume, transfer.volume_id, lock="update")
         present = records.get(connection, Transfer, transfer.id)
-        if not hmac.compare_digest(_hash(present.salt, key), present.key_hash):
-            raise InvalidInput(f"Attempt to transfer {transfer.id} with an invalid auth key.")
-        owner = {"project_id": context.project_id, "user_id": context.user_id}
+        _check_key(present, key)
+        owner = {"project_id": context.project_id, "user_id": context.user_id, "encryption_key_id": key_id}
         if core.notices is not None:
             core.notices.volume(connection, volume.id, "transfer.accept.start")
         records.enter(connection, ACCEPT, volume.id, NOT_IN_GROUP, NOT_CONNECTED, IDLE, **owner)

@@ -8,11 +8,21 @@ log, no error and no argument of a program. All raise `KeyStoreError`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from typing import Protocol
+
+import msgspec
 
 from lapilli.domain.encryption import Layout
 from lapilli.ports.driver import BlockAddress, Progress
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A key that is there: its id, whose it is, and its project (empty where the store knows none)."""
+
+    id: str
+    owner: str
+    project_id: str = ""
 
 
 class KeyStore(Protocol):
@@ -33,8 +43,8 @@ class KeyStore(Protocol):
     def delete(self, owner: str, key_id: str | None, project_id: str) -> None:
         """Remove the owner's key; a missing one is success. Without an id, it is looked for by its owner."""
 
-    def owners(self) -> Mapping[str, str]:
-        """Owner by key id, of all keys; empty where the store does not tell."""
+    def keys(self, project_ids: Iterable[str]) -> Sequence[Key]:
+        """All keys of these projects, or of all where the store does not know projects."""
 
 
 class Luks(Protocol):

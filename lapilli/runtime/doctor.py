@@ -7,7 +7,7 @@ operation answers for them; and those that have changed since.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -203,19 +203,20 @@ class Doctor:
     def _keys(self) -> Iterable[Difference]:
         if self.core.keys is None:
             return
-        kept = self.core.keys.owners()
-        for key_id, owner in kept.items():
-            kind, _, identifier = owner.partition("-")
+        kept = self.core.keys.keys({each.project_id for each in self.volumes.values()})
+        for key in kept:
+            kind, _, identifier = key.owner.partition("-")
             if identifier in self.busy or self._has_owner(kind, identifier):
                 continue
             yield Difference(
-                f"the key store holds key {key_id} of {kind} {identifier}, which is gone",
-                partial(self.core.keys.delete, owner, key_id, ""),
+                f"the key store holds key {key.id} of {kind} {identifier}, which is gone",
+                partial(self.core.keys.delete, key.owner, key.id, key.project_id),
             )
+        ids = {key.id for key in kept}
         for each in self.volumes.values():
             if each.id in self.busy or each.status in EMPTY or each.encryption_key_id is None:
                 continue
-            if not self._has_key(each, kept):
+            if not self._has_key(each, ids):
                 yield Difference(f"volume {each.id} is encrypted, but its key is gone")
 
     def _has_owner(self, kind: str, identifier: str) -> bool:
@@ -229,7 +230,7 @@ class Doctor:
         except LapilliError:
             return True
 
-    def _has_key(self, volume: Volume, kept: Mapping[str, str]) -> bool:
+    def _has_key(self, volume: Volume, kept: Container[str]) -> bool:
         if self.core.keys is None or volume.encryption_key_id in kept or self._moved(Volume, volume.id):
             return True
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
 import secrets
@@ -153,6 +154,53 @@ class Glance:
     def kill(self) -> None:
         """End it at once, as a power cut does."""
         self._daemon.kill()
+
+    def stop(self) -> None:
+        """End it."""
+        self._daemon.stop()
+
+
+class Barbican:
+    """The key manager, with its keys in a database of its own."""
+
+    def __init__(self, directory: Path, keystone: Keystone, password: str) -> None:
+        self.directory = directory / "barbican"
+        self.directory.mkdir(parents=True)
+        self.port = machine.free_port()
+        self._keystone, self._password = keystone, password
+        self.environment = machine.environment("barbican")
+        settings = {"HOME": str(self.directory), "PYTHONWARNINGS": "ignore"}
+        self._daemon = Daemon("barbican", directory, settings=settings)
+
+    @property
+    def url(self) -> str:
+        """Base address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def configuration(self) -> dict[str, dict[str, Any]]:
+        """Of its file."""
+        key = base64.b64encode(secrets.token_bytes(32)).decode()
+        return {
+            "DEFAULT": {"host_href": self.url, "sql_connection": "", "db_auto_create": True},
+            "database": {"connection": f"sqlite:///{self.directory}/barbican.sqlite"},
+            "keystone_authtoken": authentication(self._keystone, "barbican", self._password),
+            "simple_crypto_plugin": {"kek": key},
+            "oslo_policy": {"enforce_scope": True, "enforce_new_defaults": True},
+        }
+
+    def prepare(self) -> None:
+        """Its configuration, where it looks for it: in its user's home directory."""
+        (self.directory / ".barbican").mkdir()
+        (self.directory / ".barbican" / "barbican.conf").write_text(ini(self.configuration()))
+
+    def start(self) -> None:
+        """Serve, and wait until it answers."""
+        self._daemon.start(
+            *(self.environment / "bin/gunicorn", "--bind", f"127.0.0.1:{self.port}"),
+            *("--workers", "1", "--worker-class", "gthread", "--threads", "4", "--graceful-timeout", "2"),
+            *("--paste", self.environment / "etc/barbican/barbican-api-paste.ini"),
+        )
+        self._daemon.wait_for(lambda: _answers(self.url))
 
     def stop(self) -> None:
         """End it."""

@@ -24,50 +24,63 @@ def local(place: Path) -> LocalKeys:
 
 
 @pytest.fixture
+def projects() -> tuple[str, str]:
+    """Ids of two projects."""
+    return PROJECT, OTHER
+
+
+@pytest.fixture
 def keys(tmp_path: Path) -> KeyStore:
     """A key store without keys."""
     return local(tmp_path)
+
+
+def owners(keys: KeyStore, projects: tuple[str, str] = (PROJECT, OTHER)) -> dict[str, str]:
+    return {each.id: each.owner for each in keys.keys(projects)}
 
 
 # --- the suite -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [128, 192, 256, 512])
-def test_a_key_is_made_once(keys: KeyStore, bits: int) -> None:
-    made = keys.create("volume-a", PROJECT, bits)
-    key = keys.get(made, PROJECT)
+def test_a_key_is_made_once(keys: KeyStore, projects: tuple[str, str], bits: int) -> None:
+    project, _ = projects
+    made = keys.create("volume-a", project, bits)
+    key = keys.get(made, project)
     assert len(key) * 8 == bits
-    assert keys.create("volume-a", PROJECT, bits) == made
-    assert keys.get(made, PROJECT) == key
+    assert keys.create("volume-a", project, bits) == made
+    assert keys.get(made, project) == key
     assert keys.key_for("volume-a") in (None, made)
-    other = keys.create("volume-b", PROJECT, bits)
+    other = keys.create("volume-b", project, bits)
     assert other != made
-    assert keys.get(other, PROJECT) != key
-    assert keys.owners() == {made: "volume-a", other: "volume-b"}
+    assert keys.get(other, project) != key
+    assert owners(keys, projects) == {made: "volume-a", other: "volume-b"}
 
 
-def test_a_clone_outlives_its_source(keys: KeyStore) -> None:
-    source = keys.create("volume-a", PROJECT, 256)
-    key = keys.get(source, PROJECT)
-    clone = keys.clone("volume-b", OTHER, source, PROJECT)
+def test_a_clone_outlives_its_source(keys: KeyStore, projects: tuple[str, str]) -> None:
+    project, other_project = projects
+    source = keys.create("volume-a", project, 256)
+    key = keys.get(source, project)
+    clone = keys.clone("volume-b", other_project, source, project)
     assert clone != source
-    keys.delete("volume-a", source, PROJECT)
-    assert keys.clone("volume-b", OTHER, source, PROJECT) == clone  # again: it is there
-    assert keys.get(clone, OTHER) == key
+    keys.delete("volume-a", source, project)
+    assert keys.clone("volume-b", other_project, source, project) == clone  # again: it is there
+    assert keys.get(clone, other_project) == key
     with pytest.raises(KeyStoreError, match=source):
-        keys.clone("volume-c", OTHER, source, PROJECT)
+        keys.clone("volume-c", other_project, source, project)
 
 
-def test_a_key_is_removed_once(keys: KeyStore) -> None:
-    first, second = (keys.create(owner, PROJECT, 256) for owner in ("volume-a", "volume-b"))
-    keys.delete("volume-a", first, PROJECT)
-    keys.delete("volume-a", first, PROJECT)
-    keys.delete("volume-b", None, PROJECT)  # whose id was never told
-    keys.delete("volume-c", None, PROJECT)
-    assert keys.owners() == {}
+def test_a_key_is_removed_once(keys: KeyStore, projects: tuple[str, str]) -> None:
+    project, _ = projects
+    first, second = (keys.create(owner, project, 256) for owner in ("volume-a", "volume-b"))
+    keys.delete("volume-a", first, project)
+    keys.delete("volume-a", first, project)
+    keys.delete("volume-b", None, project)  # whose id was never told
+    keys.delete("volume-c", None, project)
+    assert owners(keys, projects) == {}
     for gone in (first, second):
         with pytest.raises(KeyStoreError, match=gone):
-            keys.get(gone, PROJECT)
+            keys.get(gone, project)
 
 
 # --- the local one ---------------------------------------------------------------------------------------
@@ -75,7 +88,7 @@ def test_a_key_is_removed_once(keys: KeyStore) -> None:
 
 def test_what_is_kept_is_wrapped(tmp_path: Path) -> None:
     keys = local(tmp_path)
-    assert keys.owners() == {}
+    assert owners(keys) == {}
     made = keys.create("volume-a", PROJECT, 256)
     key, file = keys.get(made, PROJECT), tmp_path / "keys" / f"{made}.key"
     for kept in (file.read_bytes(), (tmp_path / "elsewhere/master.key").read_bytes()):
@@ -158,10 +171,10 @@ def test_killed_at_any_moment(tmp_path: Path, after: float) -> None:
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join()
     keys = local(tmp_path)
-    assert 1 <= len(keys.owners()) <= 5
-    for each in keys.owners():
+    assert 1 <= len(owners(keys)) <= 5
+    for each in owners(keys):
         assert len(keys.get(each, PROJECT)) == 32
-    assert len(os.listdir(tmp_path / "keys")) == len(keys.owners())  # nothing is left half written
+    assert len(os.listdir(tmp_path / "keys")) == len(owners(keys))  # nothing is left half written
 
 
 # --- the fixed one ---------------------------------------------------------------------------------------
@@ -174,7 +187,7 @@ def test_the_fixed_key() -> None:
     assert keys.clone("volume-b", PROJECT, made, PROJECT) == made
     keys.delete("volume-a", made, PROJECT)
     assert keys.get(made, PROJECT) == b"\xab" * 32
-    assert keys.owners() == {}
+    assert owners(keys) == {}
     with pytest.raises(KeyStoreError, match="fixed key"):
         keys.get("11111111-0000-0000-0000-000000000000", PROJECT)
     for wrong in ("", "ab", "xy" * 32):

@@ -187,7 +187,7 @@ class House:
             "pools": [[pool.allocated_gb, pool.volumes] for pool in self.all(Pool)],
             "content": content,
             "opened": [self._opens(volume) for volume in made if volume.encryption_key_id is not None],
-            "keys": sorted(owner.partition("-")[0] for owner in self._keys().owners().values()),
+            "keys": sorted(key.owner.partition("-")[0] for key in self._keys().keys(())),
             "images": {image.id: image.status for image in self.core.images.all()},
             "usages": usages,
             "messages": self._count(tables.messages),

@@ -5,9 +5,10 @@ Its id is all zeros, which volumes do not show. Whoever has the configuration ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 
 from lapilli.errors import ConfigError, KeyStoreError
+from lapilli.ports.keys import Key
 
 KEY_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -51,6 +52,7 @@ class FixedKey:
         """It stays."""
         del owner, key_id, project_id
 
-    def owners(self) -> Mapping[str, str]:
-        """Nobody's."""
-        return {}
+    def keys(self, project_ids: Iterable[str]) -> Sequence[Key]:
+        """None that is anybody's."""
+        del project_ids
+        return []

@@ -15,9 +15,10 @@ import json
 import os
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lapilli.errors import KeyStoreError
+from lapilli.ports.keys import Key
 
 _SPACE = uuid.UUID("6b1c8f5e-5f0a-4d0c-9a3e-7c1f0d2b4a11")  # ids of keys derive from it and from their owners
 _ENDING = ".key"
@@ -70,9 +71,10 @@ class LocalKeys:
             os.unlink(self._path(str(self.key_for(owner))))
             _sync(self._directory)
 
-    def owners(self) -> Mapping[str, str]:
+    def keys(self, project_ids: Iterable[str] = ()) -> Sequence[Key]:
         """What the files tell."""
-        found = {}
+        del project_ids
+        found = []
         with _plainly("list the keys"), contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._directory):
                 if not name.endswith(_ENDING):
@@ -82,7 +84,7 @@ class LocalKeys:
                     contextlib.suppress(FileNotFoundError, ValueError, KeyError),  # removed while we look
                     open(path, encoding="ascii") as file,
                 ):
-                    found[name.removesuffix(_ENDING)] = str(json.load(file)["owner"])
+                    found.append(Key(name.removesuffix(_ENDING), str(json.load(file)["owner"])))
         return found
 
     def _path(self, key_id: str) -> str:
@@ -108,7 +110,7 @@ class LocalKeys:
         """The first one wraps, all unwrap; one is made where there is none."""
         with _plainly("read the master key"):
             if not os.path.exists(self._master_path):
-                if self.owners():
+                if self.keys():
                     raise KeyStoreError("The master key is missing, and there are keys that it has wrapped.")
                 os.makedirs(os.path.dirname(self._master_path), mode=0o700, exist_ok=True)
                 _write_once(
