@@ -80,6 +80,10 @@ fuzz: venv ## Call the API as its OpenAPI document has it: FUZZ_MINUTES=10, ARGS
 test-ceph: venv ## Run the tests that need a Ceph, on one that is made for them (root, Debian)
 	$(bin)/python -m pytest tests/ceph tests/contract $(ARGS) --ceph -o faulthandler_timeout=300
 
+.PHONY: test-vm
+test-vm: venv ## Run the tests that need Linux's own storage, in a virtual machine (root, Debian)
+	$(bin)/python -m tests.vm $(ARGS)
+
 .PHONY: lint
 lint: venv ## Check style and formatting
 	$(bin)/ruff check .

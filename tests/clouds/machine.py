@@ -25,9 +25,9 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def environment(name: str) -> Path:
+def environment(name: str, requirements: Path = REQUIREMENTS) -> Path:
     """The virtual environment of `requirements/NAME.txt`, made where it is missing or out of date."""
-    lock, place = REQUIREMENTS / f"{name}.txt", BUILD / f"venv-{name}"
+    lock, place = requirements / f"{name}.txt", BUILD / f"venv-{name}"
     ready = place / ".ready"
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / f"{name}.lock").open("w") as guard:  # two test runs may come at once
