@@ -143,6 +143,7 @@ class Cluster:
                 "mon_data_avail_warn": 2,
                 "mgr_initial_modules": "",
                 "mgr_stats_period": 1,  # statistics of pools follow at once
+                "osd_client_watch_timeout": 5,  # a killed client is forgotten sooner than in life
                 "osd_memory_target": 939524096,  # the least that is taken
                 "bluestore_block_size": self._osd_bytes,
                 "mon_data": self.directory / "mon",

@@ -6,8 +6,9 @@ Neither ever sees a key: Ceph's own configuration names the file that holds it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -64,6 +65,9 @@ class Login:
     cluster: str
     user: str | None
     timeout: int
+
+
+NO_KEY = "Could not reach the Ceph cluster: its configuration names no file with the service's key."
 
 
 class Missing(StorageError):
@@ -131,16 +135,19 @@ def addresses_of(told: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def room_of(pool: str, told: dict[str, Any], quota: dict[str, Any]) -> Room:
+def room_of(pool: str, told: dict[str, Any], quota: Callable[[], dict[str, Any]]) -> Room:
     """Of `df` and `osd pool get-quota`. Raises `Missing`."""
+    limit = 0
+    with contextlib.suppress(Missing):  # what the monitors say of a pool that has no statistics yet
+        limit = int(quota()["quota_max_bytes"])
     for each in told["pools"]:
         if each["name"] == pool:
             stats = each["stats"]
             stored = stats.get("stored", stats["bytes_used"])
             total, free = told["stats"]["total_bytes"], told["stats"]["total_avail_bytes"]
             once = stats["max_avail"] / free if free else 0  # of a byte of the disks, what is not a copy
-            return Room(stored, stats["max_avail"], quota["quota_max_bytes"], int(total * once))
-    raise Missing(f"The cluster has no pool {pool}.")
+            return Room(stored, stats["max_avail"], limit, int(total * once))
+    raise Missing(f"The cluster has no statistics of pool {pool}.")
 
 
 class Access(Protocol):

@@ -12,12 +12,14 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any
 
 from lapilli.adapters.ceph.access import (
+    NO_KEY,
     At,
     Facts,
     Login,
@@ -29,6 +31,7 @@ from lapilli.adapters.ceph.access import (
     failure,
     room_of,
 )
+from lapilli.errors import StorageError
 from lapilli.ports.driver import Progress
 
 _PLACES = ["/usr/lib/python3/dist-packages", "/usr/lib64/python3/dist-packages"]
@@ -85,7 +88,10 @@ class Library:
             if login.timeout:
                 for name in ("rados_osd_op_timeout", "rados_mon_op_timeout", "client_mount_timeout"):
                     made.conf_set(name, str(login.timeout))
-            made.connect(timeout=login.timeout or _PATIENCE)
+            try:
+                made.connect(timeout=login.timeout or _PATIENCE)
+            except self._rados.ObjectNotFound as problem:
+                raise StorageError(NO_KEY) from problem
         return made
 
     def _pool(self, name: str) -> Any:
@@ -132,7 +138,7 @@ class Library:
 
     def room(self, pool: str) -> Room:
         """By `df` and the pool's quota."""
-        quota = self._asked(prefix="osd pool get-quota", pool=pool)
+        quota = partial(self._asked, prefix="osd pool get-quota", pool=pool)
         return room_of(pool, self._asked(prefix="df"), quota)
 
     # -- images -----------------------------------------------------------------------------------------

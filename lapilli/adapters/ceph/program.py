@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lapilli.adapters import command
 from lapilli.adapters.ceph.access import (
+    NO_KEY,
     At,
     Facts,
     Login,
@@ -20,9 +24,11 @@ from lapilli.adapters.ceph.access import (
     failure,
     room_of,
 )
+from lapilli.errors import StorageError
 from lapilli.ports.driver import Progress
 
 _PATIENCE = 300.0  # seconds for what is quick while the cluster is well
+_NO_CONNECTION = re.compile("connect(ing)? to (the )?cluster")  # both programs' words
 _HOURS = 12 * 3600.0
 
 
@@ -49,6 +55,8 @@ class Program:
         try:
             return command.run([program, *self._who, *waits, *words], timeout=timeout, on_tick=on_tick)
         except command.Failed as problem:
+            if problem.status == errno.ENOENT and _NO_CONNECTION.search(problem.message):
+                raise StorageError(NO_KEY) from problem
             raise failure(problem.status, deed) from problem
 
     def _asked(self, *words: str) -> Any:
@@ -68,7 +76,7 @@ class Program:
 
     def room(self, pool: str) -> Room:
         """By `df` and the pool's quota."""
-        quota = self._asked("osd", "pool", "get-quota", pool)
+        quota = partial(self._asked, "osd", "pool", "get-quota", pool)
         return room_of(pool, self._asked("df"), quota)
 
     # -- images -----------------------------------------------------------------------------------------

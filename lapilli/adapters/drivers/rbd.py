@@ -160,6 +160,7 @@ class Rbd(ExistingImages):
         length = self._snapshot_size(self._image(snapshot.volume_id), name)
         if length is None:
             raise Missing(f"The snapshot {snapshot.id} is missing from the pool.")
+        self._drop_staged(volume.id)
         parent = Parent(self._image(snapshot.volume_id), name)
         flat = self._options.rbd_flatten_volume_from_snapshot
         self._derive(volume, parent, length, f"snapshot {snapshot.id}", progress, flat=flat)
@@ -175,6 +176,7 @@ class Rbd(ExistingImages):
             if facts is None:
                 raise Missing(f"The volume {source.id} is missing from the pool.")
             self._refuse_larger(facts.size, volume, f"volume {source.id}")
+            self._drop_staged(volume.id)  # and with it what it was cloned of
             with contextlib.suppress(Exists):
                 self._access.take(origin, name)
             try:
@@ -281,6 +283,8 @@ class Rbd(ExistingImages):
                 raise ImageUnacceptable(
                     f"The image holds {length} bytes, more than the volume's {volume.size} GiB.", detail="007"
                 )
+            self._put_back(volume.id)
+            self._drop_staged(volume.id)
             self._derive(volume, parent, length, "image", _unheard, over=over)
         except (Missing, Unfit, Refused) as problem:
             _log.warning("the image %s/%s cannot be cloned: %s", pool, name, problem)
@@ -302,7 +306,6 @@ class Rbd(ExistingImages):
     ) -> None:
         """Make the volume a clone of a snapshot of `length` bytes."""
         self._refuse_larger(length, volume, what)
-        self._drop_staged(volume.id)
         part = At(self._pool_name, names.staged(volume.id))
         with self._publishing(part, volume, over=over):
             self._lineage.clone(parent.image, parent.snapshot, part)

@@ -65,14 +65,12 @@ def _cinder_rbd(request: pytest.FixtureRequest, state: Path) -> Driver:
 
 
 def _rbd(**options: Any) -> Callable[[pytest.FixtureRequest, Path], Driver]:
-    """On a pool that is emptied; `clones` is the form that Ceph gives new ones."""
-    clones = options.pop("clones", 2)
+    """On a pool that is emptied."""
 
     def make(request: pytest.FixtureRequest, state: Path) -> Driver:
         ceph: Cluster = request.getfixturevalue("ceph")
         ceph.empty("volumes")
-        conf = ceph.variant(rbd_default_clone_format=clones)
-        known = {"rbd_pool": "volumes", "rbd_ceph_conf": str(conf), "rbd_user": ceph.user}
+        known = {"rbd_pool": "volumes", "rbd_ceph_conf": str(ceph.conf), "rbd_user": ceph.user}
         return Rbd(RbdOptions(**known, **options), name="rbd", state_dir=str(state))
 
     return make
@@ -84,7 +82,6 @@ BACKENDS = {
     "filepool-xfs": Backend("filepool on XFS", _file_pool("xfs")),
     "cinder-rbd": Backend("Cinder's RBD driver, bridged", _cinder_rbd, ceph=True),
     "rbd": Backend("rbd", _rbd(rbd_client="library"), ceph=True),
-    "rbd-old-clones": Backend("rbd, protected snapshots", _rbd(rbd_client="library", clones=1), ceph=True),
     "rbd-program": Backend("rbd by its program", _rbd(rbd_client="program"), ceph=True),
 }
 ALWAYS = ("sim", "filepool-ext4", "filepool-xfs")
