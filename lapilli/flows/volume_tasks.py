@@ -263,7 +263,7 @@ class DeleteVolume(Task):
                         )
                     forget_snapshot(work.core.quota, connection, snapshot)
         remove(work.storage.driver, reference(volume))
-        if volume.encryption_key_id is not None:
+        if volume.encryption_key_id is not None or volume.overhead:
             encryption.drop_key(work, volume)
 
 

@@ -203,7 +203,11 @@ class Doctor:
     def _keys(self) -> Iterable[Difference]:
         if self.core.keys is None:
             return
-        kept = self.core.keys.keys({each.project_id for each in self.volumes.values()})
+        try:
+            kept = self.core.keys.keys({each.project_id for each in self.volumes.values()})
+        except KeyStoreError as problem:
+            yield Difference(f"the keys of encrypted volumes cannot be looked at: {problem.message}")
+            return
         for key in kept:
             kind, _, identifier = key.owner.partition("-")
             if identifier in self.busy or self._has_owner(kind, identifier):

@@ -219,6 +219,8 @@ def test_barbican_is_away(
         volume = demo.volume("error", volume_type=kind)
         with pytest.raises(KeyStoreError, match="cannot be asked"):
             keys.create("volume-x", demo.project_id, 256)
+        told = command(sealing, "doctor").stdout
+        assert "the keys of encrypted volumes cannot be looked at: The key manager cannot be asked" in told
     finally:
         barbican.start()
     demo.delete(volume)

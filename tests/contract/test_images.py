@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lapilli.adapters.images import convert
+from lapilli.adapters.images import convert, luks
 from lapilli.adapters.images.directory import DirectoryImages
 from lapilli.context import Context
+from lapilli.domain.encryption import Layout
 from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, StorageError
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.images import Converter
@@ -131,7 +132,7 @@ def test_a_volume_becomes_an_image(disk_format: str, content: Path, tmp_path: Pa
     assert path.stat().st_blocks * 512 < 6 * MIB
 
 
-def test_a_partitioned_disk_and_a_cd_are_raw_content(tmp_path: Path) -> None:
+def test_a_partitioned_disk_a_cd_and_an_encrypted_disk_are_raw_content(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     sector = bytearray(MIB)
     sector[446:462] = struct.pack("<B3BB3BII", 0x80, 0, 2, 0, 0x83, 0, 0, 0, 1, 100)
@@ -143,6 +144,13 @@ def test_a_partitioned_disk_and_a_cd_are_raw_content(tmp_path: Path) -> None:
     assert convert.check(str(cd), "iso") == convert.check(str(cd), "raw") == MIB
     with pytest.raises(ImageUnacceptable, match="declared as iso"):
         convert.check(str(disk), "iso")
+    sealed = tmp_path / "sealed"
+    with sealed.open("wb") as file:
+        file.truncate(5 * MIB)
+    luks.format(BlockAddress("file", str(sealed)), Layout("luks"), bytes(32), lambda _done, _total: None)
+    assert convert.check(str(sealed), "luks") == convert.check(str(sealed), "raw") == 5 * MIB
+    with pytest.raises(ImageUnacceptable, match="declared as luks"):
+        convert.check(str(disk), "luks")
 
 
 def test_a_backing_file_is_refused(make: Make, tmp_path: Path) -> None:

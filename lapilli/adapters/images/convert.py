@@ -19,7 +19,7 @@ from lapilli.ports.driver import BlockAddress, Progress
 
 # disk_format of an image -> qemu's name; an image of several parts (ploop, docker ...) is not served
 _QEMU_FORMATS = {
-    "raw": "raw", "iso": "raw", "ami": "raw", "ari": "raw", "aki": "raw",
+    "raw": "raw", "luks": "raw", "iso": "raw", "ami": "raw", "ari": "raw", "aki": "raw",
     "qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhd": "vpc", "vhdx": "vhdx",
 }  # fmt: skip
 # what else a plain byte sequence may look like: partitions, a CD, an encrypted disk. qemu parses none of them
@@ -121,7 +121,7 @@ def _inspect(path: str, declared: str) -> Any:
         wrapper.close()
     found = {str(one): one for one in wrapper.formats or []}
     if _QEMU_FORMATS[declared] == "raw":
-        if set(found) <= _PLAIN_CONTENT and (declared != "iso" or "iso" in found):
+        if set(found) <= _PLAIN_CONTENT and (declared not in ("iso", "luks") or declared in found):
             return None
     elif set(found) == {declared}:
         return found[declared]

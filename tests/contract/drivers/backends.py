@@ -123,6 +123,18 @@ def read(address: BlockAddress, length: int, at: int = 0) -> bytes:
     return b"".join(bytes.fromhex(line) for line in _HEX.findall(dump))[:length]
 
 
+def read_sealed(address: BlockAddress, key: bytes, length: int) -> bytes:
+    """Read what a LUKS volume holds, through QEMU with its key."""
+    sealed = qemu.image_options(address, driver="luks", **{"key-secret": "key"})
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(key.hex())
+        file.flush()
+        words = ["qemu-io", "--object", f"secret,id=key,file={file.name}", "--image-opts", sealed]
+        done = subprocess.run([*words, "-r", "-c", f"read -v 0 {length}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return b"".join(bytes.fromhex(line) for line in _HEX.findall(done.stdout))[:length]
+
+
 def _qemu_io(address: BlockAddress, *commands: str) -> str:
     words = [word for command in commands for word in ("-c", command)]
     done = subprocess.run(

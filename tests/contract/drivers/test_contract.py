@@ -7,9 +7,12 @@ import os
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from lapilli.adapters.images import luks
+from lapilli.domain.encryption import Layout
 from lapilli.errors import Busy, StorageError
 from lapilli.ports.driver import (
     GIB,
@@ -135,6 +138,22 @@ def test_an_encrypted_volume_has_room_for_its_header(driver: Driver) -> None:
     driver.extend(one, 3)
     assert size(driver, one) >= 3 * GIB + HEADER
     assert read(driver, one, 4, at=GIB + HEADER - 4) == b"last"
+
+
+@pytest.mark.parametrize("name", ["luks", "luks2"])
+def test_an_encrypted_volume_is_filled(driver: Driver, tmp_path: Path, name: str) -> None:
+    layout, key = Layout(name), os.urandom(32)
+    one, clone = volume(1, layout.header), volume(2, layout.header)
+    image = tmp_path / "image"
+    image.write_bytes(b"what the image holds" + bytes(MIB))
+    with driver.staging(one, "token") as staged:
+        luks.format(staged, layout, key, quiet, (str(image), "raw"))
+    driver.clone(clone, one, quiet)
+    start = read(driver, clone, layout.header + MIB)
+    assert start.startswith(b"LUKS\xba\xbe\x00" + bytes([1 if name == "luks" else 2]))
+    assert b"what the image holds" not in start
+    if name == "luks":  # the only one that QEMU opens
+        assert backends.read_sealed(driver.address(clone), key, 20) == b"what the image holds"
 
 
 def test_sizes(driver: Driver) -> None:
