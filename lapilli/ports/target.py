@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from lapilli.errors import StorageError
 from lapilli.ports.driver import BlockAddress
 
 
@@ -29,6 +30,17 @@ class ExportSpec(msgspec.Struct, frozen=True):
     secret: dict[str, str]
     connectors: tuple[dict[str, Any], ...] = ()
     limits: dict[str, int] = {}
+
+    def chosen(self, name: str) -> Any:
+        """What `prepare` chose. Raises `StorageError` where a target of another kind has made the export."""
+        try:
+            return self.data[name]
+        except KeyError:
+            raise StorageError(
+                f"Volume {self.volume_id} was exported by a target of another kind: detach it, and attach it "
+                "again.",
+                retry=False,
+            ) from None
 
 
 class Target(Protocol):

@@ -47,19 +47,19 @@ def connection_info(spec: ExportSpec, connector: dict[str, Any], access_mode: st
     """
     if not connector.get("initiator"):
         raise InvalidInput("The connector lacks 'initiator', which iSCSI needs.")
-    ways = spec.data.get("portals", [spec.data["portal"]])
+    ways = spec.data.get("portals", [spec.chosen("portal")])
     several = {
         "target_portals": ways,
-        "target_iqns": [spec.data["iqn"]] * len(ways),
-        "target_luns": [spec.data["lun"]] * len(ways),
+        "target_iqns": [spec.chosen("iqn")] * len(ways),
+        "target_luns": [spec.chosen("lun")] * len(ways),
     }
     return {
         "driver_volume_type": "iscsi",
         "data": {
             "target_discovered": False,
-            "target_portal": spec.data["portal"],
-            "target_iqn": spec.data["iqn"],
-            "target_lun": spec.data["lun"],
+            "target_portal": spec.chosen("portal"),
+            "target_iqn": spec.chosen("iqn"),
+            "target_lun": spec.chosen("lun"),
             **(several if len(ways) > 1 or connector.get("multipath") else {}),
             "volume_id": spec.volume_id,
             "auth_method": "CHAP",

@@ -89,7 +89,7 @@ class Lio:
     def _complete(self, spec: ExportSpec) -> bool:
         """Bring the export from any state to the wanted one; whether anything was missing."""
         size = _size(spec)
-        path = _target(spec.data["iqn"])
+        path = _target(spec.chosen("iqn"))
         group = f"{path}/tpgt_1"
         store, served = self._find_store(spec.volume_id), _linked(f"{group}/lun/lun_{_LUN}")
         right = store if store is not None and _is_right(store, spec) else None
@@ -286,7 +286,7 @@ def _make_group(path: str, store: str, spec: ExportSpec) -> bool:
     """See that the target has the volume as its unit, and its portals; whether it had not."""
     rtslib = _rtslib()
     changed = not os.path.isdir(path)
-    group = rtslib.TPG(rtslib.Target(rtslib.FabricModule("iscsi"), spec.data["iqn"]), 1)
+    group = rtslib.TPG(rtslib.Target(rtslib.FabricModule("iscsi"), spec.chosen("iqn")), 1)
     for name, value in _ATTRIBUTES.items():
         changed |= configfs.settle(f"{path}/attrib/{name}", value)
     unit = f"{path}/lun/lun_{_LUN}"
@@ -296,7 +296,10 @@ def _make_group(path: str, store: str, spec: ExportSpec) -> bool:
         index = int(os.path.dirname(store).rpartition("_")[2])
         rtslib.LUN(group, _LUN, storage_object=kind(os.path.basename(store), index=index))
         changed = True
-    present, wanted = set(configfs.names(f"{path}/np")), set(spec.data.get("portals", [spec.data["portal"]]))
+    present, wanted = (
+        set(configfs.names(f"{path}/np")),
+        set(spec.data.get("portals", [spec.chosen("portal")])),
+    )
     for portal in wanted - present:
         address, _, port = portal.rpartition(":")
         rtslib.NetworkPortal(group, address, int(port))

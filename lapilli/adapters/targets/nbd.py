@@ -131,7 +131,7 @@ class Nbd:
     def export(self, spec: ExportSpec) -> None:
         """Serve the volume; a daemon that serves it as wanted is left alone."""
         daemon = self._daemon(spec.volume_id)
-        self._ports[spec.volume_id] = spec.data["port"]
+        self._ports[spec.volume_id] = spec.chosen("port")
         with daemon.held(make=True):
             if spec.secret:
                 daemon.put_key(spec.secret)
@@ -145,15 +145,14 @@ class Nbd:
             except StorageError:
                 daemon.remove()
                 raise
-        emit("target.daemon.started", target=self.name, volume_id=spec.volume_id, port=spec.data["port"])
+        emit("target.daemon.started", target=self.name, volume_id=spec.volume_id, port=spec.chosen("port"))
 
     def _server(self, spec: ExportSpec) -> list[str]:
-        address = (
-            f"addr.type=inet,addr.host={spec.data['host']},addr.port={spec.data['port']},max-connections=0"
-        )
-        if spec.data["tls"] == "psk":
+        host, port = spec.chosen("host"), spec.chosen("port")
+        address = f"addr.type=inet,addr.host={host},addr.port={port},max-connections=0"
+        if spec.chosen("tls") == "psk":
             return ["--object", "tls-creds-psk,id=tls,endpoint=server,dir=keys", *_listening(address, "tls")]
-        if spec.data["tls"] == "x509":
+        if spec.chosen("tls") == "x509":
             place = str(self._options.nbd_tls_x509_cert_dir).replace(",", ",,")
             credentials = f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={place}"
             return ["--object", credentials, *_listening(address, "tls")]
@@ -212,15 +211,17 @@ class Nbd:
         self.start()
         specs = {spec.volume_id: spec for spec in wanted}
         # first: nobody who comes now may be given a port that a guest will look at
-        self._ports |= {volume_id: spec.data["port"] for volume_id, spec in specs.items()}
+        self._ports |= {
+            volume_id: spec.data["port"] for volume_id, spec in specs.items() if "port" in spec.data
+        }
         mended = []
         for stray in set(self._known()) - specs.keys():
             self.unexport(stray, {})
             mended.append(f"Removed the export of volume {stray}, which nobody wants.")
         for volume_id, spec in specs.items():
             daemon = self._daemon(volume_id)
-            stands = daemon.is_alive() and daemon.told == _told(spec)
             try:
+                stands = daemon.is_alive() and daemon.told == _told(spec)
                 self.export(spec)
             except StorageError as problem:
                 mended.append(f"Volume {volume_id} could not be exported: {problem.message}")
@@ -237,10 +238,10 @@ class Nbd:
     ) -> dict[str, Any]:
         """Where and how; `name`, `hosts` and `ports` are the words of libvirt's network disks in Nova."""
         data = {
-            "name": spec.data["export"],
-            "hosts": [spec.data["host"]],
-            "ports": [str(spec.data["port"])],
-            "tls": spec.data["tls"],
+            "name": spec.chosen("export"),
+            "hosts": [spec.chosen("host")],
+            "ports": [str(spec.chosen("port"))],
+            "tls": spec.chosen("tls"),
             "volume_id": spec.volume_id,
             "access_mode": access_mode,
             "discard": True,

@@ -82,7 +82,7 @@ class Nvmet:
     def _complete(self, spec: ExportSpec) -> bool:
         """Bring the export from any state to the wanted one; whether anything was missing."""
         _refuse_unservable(spec)
-        path = _subsystem(spec.data["nqn"])
+        path = _subsystem(spec.chosen("nqn"))
         if not self._is_ours(path, spec.volume_id) and os.path.isdir(f"{path}/namespaces/{_NSID}"):
             _remove(path)  # of a back end that had another name: its mark cannot be changed
         changed = configfs.make(path)
@@ -90,12 +90,12 @@ class Nvmet:
         changed |= configfs.settle(f"{path}/attr_allow_any_host", "0")
         changed |= _serve(path, spec)
         changed |= _let_in(path, spec)
-        wanted = [_port(address, port) for address, port in spec.data["portals"]]
+        wanted = [_port(address, port) for address, port in spec.chosen("portals")]
         for port in _ports():
             if port not in wanted:
-                changed |= configfs.unlink(f"{port}/subsystems/{spec.data['nqn']}")
+                changed |= configfs.unlink(f"{port}/subsystems/{spec.chosen('nqn')}")
         for port in wanted:
-            changed |= configfs.link(f"{port}/subsystems/{spec.data['nqn']}", path)
+            changed |= configfs.link(f"{port}/subsystems/{spec.chosen('nqn')}", path)
         return changed
 
     def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ class Nvmet:
 
     def resize(self, spec: ExportSpec, length: int) -> None:
         """Let the kernel measure the volume again: it tells the hosts, whose disks grow at once."""
-        namespace = f"{_subsystem(spec.data['nqn'])}/namespaces/{_NSID}"
+        namespace = f"{_subsystem(spec.chosen('nqn'))}/namespaces/{_NSID}"
         if configfs.read(f"{namespace}/enable") == "1":
             configfs.write(f"{namespace}/revalidate_size", "1")
             emit("target.resized", target=self.name, volume_id=spec.volume_id, length=length)
@@ -160,17 +160,17 @@ class Nvmet:
             raise InvalidInput("The connector lacks 'nqn', which NVMe over TCP needs.")
         if not _NQN.fullmatch(host):
             raise InvalidInput("The connector's 'nqn' is not the name of an NVMe host.")
-        portals = [[address, port, "tcp"] for address, port in spec.data["portals"]]
+        portals = [[address, port, "tcp"] for address, port in spec.chosen("portals")]
         return {
             "driver_volume_type": "nvmeof",
             "data": {
-                "target_nqn": spec.data["nqn"],
+                "target_nqn": spec.chosen("nqn"),
                 "portals": portals,
                 "target_portal": portals[0][0],
                 "target_port": portals[0][1],
                 "transport_type": "tcp",
                 "host_nqn": host,
-                "ns_id": spec.data["nsid"],
+                "ns_id": spec.chosen("nsid"),
                 "vol_uuid": spec.volume_id,
                 "volume_nguid": spec.volume_id.replace("-", ""),
                 "volume_id": spec.volume_id,

@@ -250,9 +250,9 @@ class Tgt:
         """Serve the volume; every part that already is as wanted is left alone."""
         path = _path(spec)
         while True:
-            found = self._wire.find(spec.data["iqn"])
+            found = self._wire.find(spec.chosen("iqn"))
             if found is None:
-                found = self._new_target(spec.data["iqn"])
+                found = self._new_target(spec.chosen("iqn"))
             try:
                 self._complete(found, spec, path)
                 return
@@ -369,7 +369,7 @@ class Tgt:
         the target offline (commands in between are never answered), the unit offline for longer (kernel
         initiators try again, QEMU's own gives the guest an error).
         """
-        found = self._wire.find(spec.data["iqn"])
+        found = self._wire.find(spec.chosen("iqn"))
         unit = found.units.get(_LUN) if found else None
         if found is None or unit is None:
             return
@@ -423,7 +423,7 @@ class Tgt:
         # nobody's are those of exports that were cut off at once; who makes one now makes it again
         present = {one.iqn: one for one in self._targets(self._owner, "")}
         for spec in wanted:
-            found = present.pop(spec.data["iqn"], None)
+            found = present.pop(spec.data.get("iqn", ""), None)
             try:
                 if found is not None and _is_as_wanted(found, spec):
                     continue

@@ -213,6 +213,7 @@ class LocalHarness(Harness):
             "test_a_secret_is_in_no_log_no_error_and_no_argument",
             "test_after_a_power_failure_exactly_what_is_wanted_is_served",
             "test_one_volume_that_cannot_be_served_keeps_no_other_from_its_guest",
+            "test_an_export_that_another_kind_of_target_has_made_is_told",
             "test_back_ends_of_one_host_leave_each_other_alone",
             "test_the_service_may_be_restarted_under_a_guest",
             "test_processes_that_export_at_once",

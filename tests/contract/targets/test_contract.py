@@ -211,6 +211,19 @@ def test_one_volume_that_cannot_be_served_keeps_no_other_from_its_guest(
         target.export(broken)
 
 
+def test_an_export_that_another_kind_of_target_has_made_is_told(
+    harness: Harness, target: Target, exportable: Exportable
+) -> None:
+    good = exportable(target)
+    foreign = msgspec.structs.replace(exportable(target), data={"another": "kind"})
+    assert len(target.restore([foreign, good])) == 2
+    assert works(harness, info_of(harness, target, good))
+    with pytest.raises(StorageError, match="another kind"):
+        target.export(foreign)
+    with pytest.raises(StorageError, match="another kind"):
+        info_of(harness, target, foreign)
+
+
 def test_back_ends_of_one_host_leave_each_other_alone(
     harness: Harness, target: Target, exportable: Exportable
 ) -> None:
