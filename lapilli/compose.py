@@ -51,7 +51,7 @@ from lapilli.flows.definitions import Backend, deadlines
 from lapilli.flows.explain import Explanation, explain as explain_create
 from lapilli.flows.journal import Journal
 from lapilli.flows.notices import Notices
-from lapilli.flows.options import IdentityOptions, TypeOptions, VolumeOptions
+from lapilli.flows.options import IdentityOptions, ImageCacheOptions, TypeOptions, VolumeOptions
 from lapilli.flows.volumes import VolumeRequest
 from lapilli.ports.bus import Bus
 from lapilli.ports.driver import Driver, Noting, OwnFunctions
@@ -183,7 +183,7 @@ class KeyOptions:
 _SECTIONS: tuple[tuple[type, str], ...] = (
     *((each, "DEFAULT") for each in (ServiceOptions, WorkerOptions, AuthOptions, ImageOptions)),
     *((each, "DEFAULT") for each in (ApiOptions, VolumeOptions, TypeOptions, QuotaOptions)),
-    *((each, "DEFAULT") for each in (placement.SchedulerOptions, FunctionOptions)),
+    *((each, "DEFAULT") for each in (placement.SchedulerOptions, FunctionOptions, ImageCacheOptions)),
     (GlanceOptions, "DEFAULT"),
     (MessagingOptions, "DEFAULT"),
     (NotificationOptions, "oslo_messaging_notifications"),
@@ -526,6 +526,7 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
         target=target,
         extra=extra,
         functions=_functions(config, name, driver),
+        images=config.read(ImageCacheOptions, name, fallback=("backend_defaults", "DEFAULT")),
     )
 
 

@@ -72,8 +72,10 @@ class Config:
         """Whether the file gives an option."""
         return name in self._values.get(section, {})
 
-    def read(self, section_type: type[S], name: str = "DEFAULT", *, fallback: str | None = None) -> S:
-        """Values of a section; `fallback` names a section that supplies options this one lacks.
+    def read(
+        self, section_type: type[S], name: str = "DEFAULT", *, fallback: str | tuple[str, ...] | None = None
+    ) -> S:
+        """Values of a section; `fallback` names what supplies options that this one lacks, in order.
 
         Raises `ConfigError` that names section, option and value.
         """
@@ -82,15 +84,17 @@ class Config:
             self._read[key] = self._build(section_type, name, fallback)
         return cast(S, self._read[key])
 
-    def _build(self, section_type: type[S], name: str, fallback: str | None) -> S:
+    def _build(self, section_type: type[S], name: str, fallback: str | tuple[str, ...] | None) -> S:
         hints = get_type_hints(section_type)
         values: dict[str, Any] = {}
+        sections = (name, *((fallback,) if isinstance(fallback, str) else fallback or ()))
         for entry in fields(cast(Any, section_type)):
             if entry.metadata.get("whole"):
-                values[entry.name] = {**self._values.get(fallback or "", {}), **self._values.get(name, {})}
+                told = [self._values.get(section, {}) for section in reversed(sections)]
+                values[entry.name] = {key: value for each in told for key, value in each.items()}
                 continue
-            for section in (name, fallback):
-                given = self._values.get(section or "", {})
+            for section in sections:
+                given = self._values.get(section, {})
                 if entry.name in given:
                     text, kind = given[entry.name], hints[entry.name]
                     values[entry.name] = _convert(str(section), entry.name, text, kind, entry.metadata)

@@ -144,6 +144,7 @@ _SECTIONS = {
     "PolicyOptions": "oslo_policy",
     "BackendOptions": _BACK_END,
     "FunctionOptions": _BACK_END,
+    "ImageCacheOptions": _BACK_END,
     "FilePoolOptions": _BACK_END,
     "CephOptions": _BACK_END,
     "RbdOptions": _BACK_END,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from lapilli.domain.model import Pool, Service
+from lapilli.domain.model import CachedImage, Pool, Service
 from lapilli.flows import log_levels
 from lapilli.flows.core import Core
 from lapilli.store import metrics, outbox, quotas, records
@@ -75,11 +75,13 @@ def _families(core: Core) -> list[Metric]:
         defaults = quotas.class_limits(connection, core.quota, "default")
         held = metrics.quota(connection, defaults)
         notices = outbox.waiting(connection)
+        images = records.all_of(connection, CachedImage)
     return [
         *_counted(totals),
         *_queue(unfinished),
         *_services(core, services),
         *_pools(pools),
+        *_images(pools, images),
         *_quota(held),
         *_notices(*notices),
     ]
@@ -96,6 +98,7 @@ def _counted(totals: metrics.Totals) -> Iterator[Metric]:
         ("api", "lapilli_api_requests", "API calls answered.", ("method", "route", "status")),
         ("operation", "lapilli_operations", "Operations that have ended.", ("kind", "outcome")),
         ("overdue", "lapilli_operations_overdue", "Operations taken from calls that hang.", ("kind", "task")),
+        ("image_cache", "lapilli_image_cache", "Looks into a pool's cache of images.", ("pool", "outcome")),
     )
     for family, name, help, words in counters:
         counter = CounterMetricFamily(name, help, labels=words)
@@ -178,6 +181,16 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
     )
     counts = [([each.name], float(each.volumes)) for each in pools]
     yield _gauge("lapilli_pool_volumes", "Volumes in a pool.", ("pool",), counts)
+
+
+def _images(pools: list[Pool], images: list[CachedImage]) -> Iterator[Metric]:
+    sizes: dict[str, list[int]] = {pool.name: [] for pool in pools}
+    for image in images:
+        sizes.setdefault(image.pool, []).append(image.size)
+    counts = [([pool], float(len(found))) for pool, found in sizes.items()]
+    yield _gauge("lapilli_cached_images", "Images that a pool keeps as volumes.", ("pool",), counts)
+    totals = [([pool], float(sum(found) * GIB)) for pool, found in sizes.items()]
+    yield _gauge("lapilli_cached_images_bytes", "Nominal size of these images.", ("pool",), totals)
 
 
 def _bytes(told: Any) -> float:

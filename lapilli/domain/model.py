@@ -251,6 +251,25 @@ class Pool(Record, frozen=True, kw_only=True):
     reported_at: datetime | None = None
 
 
+class CachedImage(Record, frozen=True, kw_only=True):
+    """An image that a pool keeps as a volume of its own, to make volumes of; nobody else has it.
+
+    `content` tells one content of the image from another. `state` is filling (by the operation), ready or
+    evicting: then its room is free again, and what it holds is being removed.
+    """
+
+    id: str  # as which the driver knows it
+    backend: str
+    pool: str
+    image_id: str
+    content: str
+    size: int
+    state: str
+    operation_id: str | None = None
+    created_at: datetime
+    last_used_at: datetime
+
+
 class Message(Record, frozen=True, kw_only=True):
     """A user message about an asynchronous failure; ids as in behaviour.md section 12."""
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from lapilli.domain import states
 from lapilli.errors import ConfigError
+from lapilli.flows.options import ImageCacheOptions
 from lapilli.ports.driver import Driver
 from lapilli.ports.target import Target
 
@@ -31,6 +32,7 @@ class Backend:
     cluster: str | None = None  # its own name, where several hosts serve it as a cluster
     extra: Mapping[str, Any] = field(default_factory=dict)  # capabilities that the configuration adds
     functions: Mapping[str, str] = field(default_factory=dict)  # as above, where the driver reports none
+    images: ImageCacheOptions = field(default_factory=ImageCacheOptions)
 
 
 class Task:

@@ -1,66 +1,73 @@
-"""Fills a volume with an image, in the shortest way that there is: of where the image is kept, of the back
-end's cache, or by a conversion."""
+"""Fills a volume with an image, in the shortest way that there is.
+
+That is a clone of where the image is kept, a clone of what the pool keeps of it, or a conversion.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from lapilli.domain.model import Image, Volume
-from lapilli.errors import ImageUnacceptable
-from lapilli.flows import encryption
+from lapilli.domain.model import CachedImage, Image, Volume
+from lapilli.errors import ImageUnacceptable, StorageError
+from lapilli.flows import encryption, image_cache
 from lapilli.flows.claims import Work
-from lapilli.ports.driver import GIB, ImageCache, ImageCloning, VolumeRef
+from lapilli.flows.scheduling import READY
+from lapilli.ports.driver import GIB, BlockAddress, ImageCloning, Replacing, VolumeRef
 
 
 def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False) -> None:
     """Fill the volume with an image: a new one, or (`over`) one that has other content. May run twice."""
-    image = work.core.images.get(image_id)
+    image, driver = work.core.images.get(image_id), work.storage.driver
     if image.status != "active" or image.disk_format is None:
         raise ImageUnacceptable(f"Image {image.id} is not active.")
+    _refuse_larger(image.id, image.virtual_size or 0, ref)
     if _cloned_directly(work, ref, image, over=over):
         return
-    key = f"{image.id}-{(image.checksum or image.updated_at or 'x').replace(':', '')}"
-    driver = work.storage.driver
-    with work.core.single_flight(f"image-{key}", work.operation.id):
-        known = image.virtual_size
-        if known is not None:
-            _refuse_larger(image.id, known, ref)
-            if isinstance(driver, ImageCache) and driver.clone_cached(ref, key, over=over):
-                return
-        if not over and driver.size_of(ref) is not None:
-            return  # made by a worker that died before it could say so
-        with work.core.images.fetch(image, _scratch(work), work.progress) as path:
-            _refuse_larger(image.id, work.core.converter.check(path, image.disk_format), ref)
-            with driver.staging(ref, str(work.operation.claim), over=over) as staged:
-                work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
-                if isinstance(driver, ImageCache):
-                    driver.keep_cached(staged, key)
-                work.check()
+    if not over and driver.size_of(ref) is not None:
+        return  # made by a worker that died before it could say so
+    kept = _kept(work, ref, image, over=over)
+    if kept is None or not _cloned(work, ref, kept, over=over):
+        with (
+            _fetched(work, ref, image) as (path, _),
+            driver.staging(ref, str(work.operation.claim), over=over) as staged,
+        ):
+            work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
+            work.check()
 
 
 def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *, over: bool = False) -> None:
     """The same for an encrypted volume: always written, since what is kept of images is kept as it is."""
-    image = work.core.images.get(image_id)
+    image, driver = work.core.images.get(image_id), work.storage.driver
     if image.status != "active" or image.disk_format is None:
         raise ImageUnacceptable(f"Image {image.id} is not active.")
-    driver = work.storage.driver
     if not over and driver.size_of(ref) is not None:
         return  # made by a worker that died before it could say so
-    with work.core.images.fetch(image, _scratch(work), work.progress) as path:
-        length = work.core.converter.check(path, image.disk_format)
+    with (
+        _fetched(work, ref, image) as (path, _),
+        driver.staging(ref, str(work.operation.claim), over=over) as staged,
+    ):
+        if encryption.is_sealed(image):
+            work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
+        else:
+            encryption.write_header(work, volume, staged, (path, image.disk_format))
+        work.check()
+
+
+@contextmanager
+def _fetched(work: Work, ref: VolumeRef, image: Image) -> Iterator[tuple[str, int]]:
+    """(path of the image's file, checked; its virtual size in bytes), for one operation of this host."""
+    scratch = os.path.join(work.core.config.state_dir, "conversion")
+    os.makedirs(scratch, mode=0o700, exist_ok=True)
+    alone = work.core.single_flight(f"image-{image.id}", work.operation.id)
+    with alone, work.core.images.fetch(image, scratch, work.progress) as path:
+        length = work.core.converter.check(path, image.disk_format or "")
         _refuse_larger(image.id, length - encryption.image_overhead(image, ref.overhead), ref)
-        with driver.staging(ref, str(work.operation.claim), over=over) as staged:
-            if encryption.is_sealed(image):
-                work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
-            else:
-                encryption.write_header(work, volume, staged, (path, image.disk_format))
-            work.check()
+        yield path, length
 
 
-def _scratch(work: Work) -> str:
-    path = os.path.join(work.core.config.state_dir, "conversion")
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    return path
+# --- a clone of where the image is kept ------------------------------------------------------------------
 
 
 def _cloned_directly(work: Work, ref: VolumeRef, image: Image, *, over: bool) -> bool:
@@ -89,3 +96,39 @@ def _refuse_larger(image_id: str, virtual_bytes: int, ref: VolumeRef) -> None:
             f"Image {image_id} holds {virtual_bytes} bytes, more than the volume's {ref.size} GiB.",
             detail="007",
         )
+
+
+# --- a clone of what the pool keeps ----------------------------------------------------------------------
+
+
+def _kept(work: Work, ref: VolumeRef, image: Image, *, over: bool) -> CachedImage | None:
+    """The pool's volume of the image, filled now if need be; None where there is none to be had."""
+    if ref.overhead or (over and not isinstance(work.storage.driver, Replacing)):
+        return None
+    found = image_cache.find_or_begin(work, f"{work.storage.host}#{ref.pool}", image)
+    if found is None or found.state == READY:
+        return found
+    with _fetched(work, ref, image) as (path, length):
+
+        def write(staged: BlockAddress) -> None:
+            work.core.converter.to_raw(path, image.disk_format or "", staged, work.progress)
+
+        return image_cache.fill(work, found, length, write)
+
+
+def _cloned(work: Work, ref: VolumeRef, kept: CachedImage, *, over: bool) -> bool:
+    """Whether the volume could be made of what the pool keeps; what is not there any more is given up."""
+    driver, source = work.storage.driver, image_cache.reference(kept)
+    _refuse_larger(kept.image_id, kept.size * GIB, ref)
+    try:
+        if over and isinstance(driver, Replacing):
+            work.check()
+            driver.replace(ref, source, work.progress)
+        else:
+            driver.clone(ref, source, work.progress)
+    except StorageError:
+        if driver.size_of(source) is not None:
+            raise
+        image_cache.give_up(work, kept)
+        return False
+    return True

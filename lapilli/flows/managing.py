@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from lapilli.context import Context
-from lapilli.domain.model import Pool, Service, Snapshot, Volume, VolumeType
+from lapilli.domain.model import CachedImage, Pool, Service, Snapshot, Volume, VolumeType
 from lapilli.errors import InvalidInput, InvalidState
 from lapilli.flows import messages
 from lapilli.flows.core import Core
@@ -78,6 +78,8 @@ def _check_reference(connection: sa.Connection, reference: Mapping[str, str]) ->
         for kind, identifier in _OWN.findall(str(text)):
             if records.find(connection, _KINDS[kind], identifier) is not None:
                 raise InvalidInput(f"{text} is managed already, as {kind} {identifier}.")
+            if records.find(connection, CachedImage, identifier) is not None:
+                raise InvalidInput(f"{text} is an image that the back end keeps.")
 
 
 # --- look ------------------------------------------------------------------------------------------------

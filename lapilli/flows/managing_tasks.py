@@ -382,7 +382,9 @@ class ListExisting(Task):
         driver = driver_of(work)
         if work.args["what"] == "volumes":
             known = _known(work, tables.volumes.c.id, tables.volumes.c.id)
-            found = [_told(each, known, "volume") for each in driver.existing_volumes()]
+            cached = _known(work, tables.cached_images.c.id, tables.cached_images.c.id)
+            there = [each for each in driver.existing_volumes() if each.id not in cached]
+            found = [_told(each, known, "volume") for each in there]
         else:
             known = _known(work, tables.snapshots.c.id, tables.snapshots.c.volume_id)
             found = [_told(each, known, "snapshot") for each in driver.existing_snapshots()]

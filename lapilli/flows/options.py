@@ -34,6 +34,17 @@ class VolumeOptions:
 
 
 @dataclass(frozen=True)
+class ImageCacheOptions:
+    """The images that a back end keeps as volumes; in `[DEFAULT]` they hold for all back ends."""
+
+    image_volume_cache_enabled: bool | None = option(
+        None, "Keep images as volumes, to clone new ones of; default: where clones share their blocks."
+    )
+    image_volume_cache_max_size_gb: int = option(0, "GiB of images kept; 0: any.", minimum=0)
+    image_volume_cache_max_count: int = option(0, "Images kept; 0: any number.", minimum=0)
+
+
+@dataclass(frozen=True)
 class TypeOptions:
     """What section [DEFAULT] says about volume types."""
 

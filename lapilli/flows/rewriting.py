@@ -8,7 +8,7 @@ from lapilli.context import Context
 from lapilli.domain.model import Attachment, Export, Image, Snapshot, Volume
 from lapilli.domain.states import transition
 from lapilli.errors import Conflict, InvalidInput, InvalidState, Unsupported
-from lapilli.flows import encryption
+from lapilli.flows import encryption, image_cache
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import RecordTask, Task, operation
@@ -169,6 +169,14 @@ class ReimageVolume(Task):
             write_image(work, reference(volume), image_id, over=True)
         else:
             write_encrypted(work, reference(volume), volume, image_id, over=True)
+
+    def revert(self, work: Work) -> None:
+        """Leave nothing half full in the image cache; the volume is as it was, or whole."""
+        image_cache.clean_up(work)
+
+    def came_late(self, work: Work) -> None:
+        """The same for a call that had hung."""
+        image_cache.came_late(work)
 
 
 class ReimageVolumeOnFinish(RecordTask):

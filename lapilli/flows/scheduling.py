@@ -12,16 +12,19 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from lapilli import events
 from lapilli.domain import placement
-from lapilli.domain.model import Pool, Service, Volume
+from lapilli.domain.model import CachedImage, Operation, Pool, Service, Volume
 from lapilli.domain.placement import Candidate, Refusal
 from lapilli.errors import NoValidBackend
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import Postponed
+from lapilli.flows.notices import Notices
 from lapilli.store import records, tables
 
 _log = logging.getLogger("lapilli.scheduler")
 
+FILLING, READY, EVICTING = "filling", "ready", "evicting"  # states of a cached image
 DOWN = "its service is down"
 NO_SERVICE = "it has no service"
 _HINTED = ("different_host", "same_host")
@@ -91,11 +94,12 @@ def _follow(
     names = list(reported)
     for start in range(0, len(names), 500):
         for read in records.all_of(connection, Pool, _pool.name.in_(names[start : start + 500])):
-            entries[reported[read.name]] = read.backend, _candidate(read)
+            entries[reported[read.name]] = read.backend, candidate(read)
     return entries
 
 
-def _candidate(pool: Pool) -> Candidate:
+def candidate(pool: Pool) -> Candidate:
+    """A pool as the funnel sees it."""
     return Candidate(
         name=pool.name,
         zone=pool.availability_zone,
@@ -173,6 +177,10 @@ def place(
             if claim_capacity(connection, best.name, request.size, volumes=volumes, judged=judged):
                 return best
     except NoValidBackend as refused:
+        roomier = _with_fewer_images(work, connection, request, pools)
+        if roomier is not None:
+            claim_capacity(connection, roomier.name, request.size, volumes=volumes)
+            return roomier
         absent = left_out(connection, work.core.service.service_down_time)
         if _heartbeat_is_due(work, connection, absent):
             raise Postponed(0.1) from None
@@ -188,6 +196,74 @@ def place(
             extra={"fields": {"size": request.size, "reasons": reasons}},
         )
         raise NoValidBackend(reasons) from None
+
+
+def _with_fewer_images(
+    work: Work, connection: sa.Connection, request: placement.Request, pools: Sequence[Candidate]
+) -> Candidate | None:
+    """A pool that has room once it gives up images that it keeps, the one unused for longest first.
+
+    Which, is noted for the back end: it removes them before it makes anything.
+    """
+    kept: dict[str, list[CachedImage]] = {}
+    column = tables.cached_images.c
+    for image in records.all_of(connection, CachedImage, column.state == READY, order=column.last_used_at):
+        kept.setdefault(image.pool, []).append(image)
+    for pool in pools:
+        images = kept.get(pool.name, [])
+        for count in range(1, len(images) + 1):
+            roomier = relieved(pool, sum(image.size for image in images[:count]))
+            if placement.sift(request, [roomier], work.core.scheduler)[0]:
+                row = records.get(connection, Pool, pool.name, lock="update")
+                if row.allocated_gb != pool.allocated_gb:
+                    raise Postponed(0.1)  # another scheduler was faster
+                evict(work.core.notices, connection, images[:count], asked=work.operation)
+                work.results["evicted"] = [image.id for image in images[:count]]
+                return roomier
+    return None
+
+
+def relieved(pool: Candidate, gib: int) -> Candidate:
+    """The pool with so much less placed in it."""
+    placed, claimed = pool.allocated_gb - gib, pool.claimed_since_report - gib
+    return replace(pool, allocated_gb=placed, claimed_since_report=claimed, reckoned=None)
+
+
+def evict(
+    notices: Notices | None,
+    connection: sa.Connection,
+    images: Sequence[CachedImage],
+    *,
+    asked: Operation | None = None,
+) -> None:
+    """Give up cached images: nothing is made of them any more, and their room is free for others.
+
+    What they hold is removed after this transaction. Whoever calls has locked the pool's row.
+    """
+    table = tables.cached_images
+    for image in images:
+        statement = table.update().where(table.c.id == image.id, table.c.state == image.state)
+        values = {"state": EVICTING, "operation_id": asked.id if asked else None}
+        if connection.execute(statement.values(values)).rowcount == 0:
+            continue
+        claim_capacity(connection, image.pool, -image.size)
+        if image.state == READY:
+            tell_of_image(notices, connection, image, "evict", asked=asked)
+
+
+def tell_of_image(
+    notices: Notices | None,
+    connection: sa.Connection,
+    image: CachedImage,
+    what: str,
+    *,
+    asked: Operation | None,
+) -> None:
+    """Count, and tell other programs of, a hit, a miss or an eviction."""
+    events.note(("image_cache", image.pool, what, 0.0))
+    if notices is not None:
+        told = {"image_id": image.image_id, "host": image.pool}
+        notices.tell(connection, "volume", f"image_volume_cache.{what}", told, asked=asked)
 
 
 def request_for(

@@ -14,7 +14,7 @@ from lapilli.domain import placement, quotas as quota_rules
 from lapilli.domain.model import Export, Operation, Snapshot, Volume, VolumeType
 from lapilli.domain.states import transition, while_states
 from lapilli.errors import Busy, LapilliError, NoValidBackend, StorageError
-from lapilli.flows import encryption, qos
+from lapilli.flows import encryption, image_cache, qos
 from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.imaging import write_encrypted, write_image
@@ -118,6 +118,8 @@ class CreateVolumeFromSpec(Task):
         driver, ref = work.storage.driver, reference(volume)
         if "encryption" in work.args:
             volume = encryption.make_key(work, volume)
+        if "evicted" in work.results:
+            image_cache.drop_evicted(work.core, work.storage)
         if volume.snapshot_id:
             with work.core.store.read() as connection:
                 snapshot = records.get(connection, Snapshot, volume.snapshot_id)
@@ -147,6 +149,7 @@ class CreateVolumeFromSpec(Task):
         """Remove what was made."""
         volume = load(work)
         remove(work.storage.driver, reference(volume))
+        image_cache.clean_up(work)
         if "encryption" in work.args:
             encryption.drop_key(work, volume)
 
@@ -156,6 +159,7 @@ class CreateVolumeFromSpec(Task):
             volume = records.find(connection, Volume, work.resource_id)
         if volume is None or backend_host(volume.host or "") != work.storage.host:
             remove(work.storage.driver, VolumeRef(work.resource_id, 0, ""))
+        image_cache.came_late(work)
         if volume is None and "encryption" in work.args:
             encryption.drop_key_of(work, work.resource_id, None, work.operation.project_id)
 
@@ -380,6 +384,8 @@ class ExtendVolume(Task):
         """Raises `StorageError`."""
         volume = load(work)
         backend = work.storage
+        if "evicted" in work.results:
+            image_cache.drop_evicted(work.core, backend)
         ref, new_size = reference(volume), work.args["new_size"]
         backend.driver.extend(ref, new_size)
         length = new_size * GIB + ref.overhead

@@ -61,7 +61,11 @@ class BlockAddress(msgspec.Struct, frozen=True):
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics of one pool, in GiB; `capabilities` are matched by extra specs and shown by get_pools."""
+    """Statistics of one pool, in GiB; `capabilities` are matched by extra specs and shown by get_pools.
+
+    Of those the service itself reads `efficient_clone`: whether clones share the blocks of their source, so
+    that it is worth while to keep images as volumes.
+    """
 
     pool: str
     total_gb: float
@@ -140,23 +144,14 @@ class Driver(Protocol):
 
 
 @runtime_checkable
-class ImageCache(Protocol):
-    """Optional: keep the raw form of an image at the back end, and clone volumes from it instantly.
+class Replacing(Protocol):
+    """Optional: give a volume the content of another one, where that costs next to nothing."""
 
-    `key` names one exact image content (it changes when the image does).
-    """
+    def replace(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
+        """Replace the content by the source's, grown to `volume.length`, all at once, or not at all.
 
-    def clone_cached(self, volume: VolumeRef, key: str, *, over: bool = False) -> bool:
-        """Make the volume from the cached image, grown to its size; False when the image is not cached.
-
-        A volume that is there is kept, or with `over` replaced, all at once.
+        Nobody has either open; the volume keeps its id.
         """
-
-    def keep_cached(self, staged: BlockAddress, key: str) -> None:
-        """Keep the image's raw form, just written to a staged volume, that nobody else can have touched."""
-
-    def evict_cached(self, keep: Callable[[str], bool]) -> Sequence[str]:
-        """Drop every cached image whose key `keep` refuses; returns the keys dropped."""
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ operation answers for them; and those that have changed since.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from lapilli.domain import quotas as rules, states
 from lapilli.domain.model import (
     Attachment,
+    CachedImage,
     Connection,
     Export,
     Operation,
@@ -27,11 +28,13 @@ from lapilli.domain.model import (
     VolumeType,
 )
 from lapilli.errors import KeyStoreError, LapilliError
+from lapilli.flows import image_cache
 from lapilli.flows.claims import UNFINISHED
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
 from lapilli.flows.exports import export_spec
 from lapilli.flows.retype import reserved_of
+from lapilli.flows.scheduling import EVICTING, FILLING
 from lapilli.flows.volume_tasks import backend_host, growth_of
 from lapilli.ports.driver import SnapshotRef, VolumeRef
 from lapilli.store import outbox, records, tables
@@ -70,12 +73,15 @@ class Doctor:
             self.exports = {each.volume_id: each for each in records.all_of(connection, Export)}
             self.connections = records.all_of(connection, Connection)
             self.pools = records.all_of(connection, Pool)
+            every = {each.id: each for each in records.all_of(connection, CachedImage)}
             self.transfers = records.all_of(connection, Transfer)
             self.types = {each.id: each.name for each in records.all_of(connection, VolumeType)}
             condition = tables.operations.c.state.in_(UNFINISHED)
             self.operations = records.all_of(connection, Operation, condition)
             self.usages = connection.execute(sa.select(tables.quota_usages)).all()
             self.notices = outbox.waiting(connection)
+        self.images = {key: each for key, each in every.items() if each.state != EVICTING}
+        self.evicted = {key: each for key, each in every.items() if each.state == EVICTING}
         self.busy = {each.lane for each in self.operations} | {each.resource_id for each in self.operations}
 
     def examine(self) -> list[Difference]:
@@ -83,7 +89,7 @@ class Doctor:
         found = [*self._stuck(), *self._quotas(), *self._pools(), *self._connections(), *self._offers()]
         found += self._unsent()
         for backend in self.backends:
-            found += [*self._stored(backend), *self._served(backend)]
+            found += [*self._stored(backend), *self._served(backend), *self._cached(backend)]
         return [*found, *self._keys()]
 
     def remarks(self) -> list[str]:
@@ -159,11 +165,13 @@ class Doctor:
                 for operation in self.operations
                 if operation.resource_id in {volume.id for volume in here}
             )
-            right = sum(volume.size for volume in here) + growing, len(here)
+            kept = sum(each.size for each in self.images.values() if each.pool == pool.name)
+            right = sum(volume.size for volume in here) + growing + kept, len(here)
             if (pool.allocated_gb, pool.volumes) != right:
                 yield Difference(
                     f"pool {pool.name}: {pool.allocated_gb} GiB in {pool.volumes} volumes are counted, "
-                    f"but it is {right[0]} in {right[1]}",
+                    f"but it is {right[0]} in {right[1]}"
+                    + (f", {kept} GiB of it for cached images" if kept else ""),
                     partial(self._set_pool, pool.name, right),
                 )
 
@@ -253,8 +261,8 @@ class Doctor:
         for identifier in here.keys() - stored - self.busy:
             if here[identifier].status not in EMPTY and not self._moved(Volume, identifier):
                 yield Difference(f"volume {identifier} has nothing at back end {backend.host}")
-        for identifier in stored - here.keys() - self.busy:
-            if self._moved(Volume, identifier):
+        for identifier in stored - here.keys() - self.busy - self.images.keys() - self.evicted.keys():
+            if self._moved(Volume, identifier) or self._moved(CachedImage, identifier):
                 continue
             yield Difference(
                 f"back end {backend.host} holds volume {identifier}, unknown to the database there",
@@ -275,9 +283,28 @@ class Doctor:
                 partial(backend.driver.delete_snapshot, SnapshotRef(identifier, "", 0, "")),
             )
 
-    def _moved(self, kind: type[Volume] | type[Snapshot], identifier: str) -> bool:
+    def _cached(self, backend: Backend) -> Iterable[Difference]:
+        """Cached images that are not there, or of which something is left."""
+        at_work = {each.id for each in self.operations}
+        stored = set(backend.driver.volumes())
+        for each in [*self.images.values(), *self.evicted.values()]:
+            if each.backend != backend.host or each.operation_id in at_work:
+                continue
+            what = f"the copy of image {each.image_id} that pool {each.pool} keeps"
+            if each.state == EVICTING:
+                text = f"{what} was given up, but is not removed yet"
+            elif each.state == FILLING:
+                text = f"{what} is not whole, and no operation is filling it"
+            elif each.id not in stored:
+                text = f"{what} has nothing at its back end"
+            else:
+                continue
+            if not self._moved(CachedImage, each.id):
+                yield Difference(text, partial(image_cache.sweep, self.core, backend, [each]))
+
+    def _moved(self, kind: type[Record], identifier: str) -> bool:
         """Whether a resource is not as it was when the database was read: work has gone on since."""
-        known: Mapping[str, Record] = self.volumes if kind is Volume else self.snapshots
+        known: dict[str, Record] = {**self.images, **self.evicted, **self.volumes, **self.snapshots}
         with self.core.store.read() as connection:
             return records.find(connection, kind, identifier) != known.get(identifier)
 

@@ -16,13 +16,14 @@ import sqlalchemy as sa
 from lapilli import events
 from lapilli.domain.model import Export, Pool, Volume
 from lapilli.errors import ConfigError, DatabaseUnavailable, ImageServiceUnavailable
+from lapilli.flows import image_cache
 from lapilli.flows.audits import tell_room
 from lapilli.flows.claims import HELD, LEASE
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend
 from lapilli.flows.exports import export_spec
 from lapilli.flows.hangs import whereabouts
-from lapilli.ports.driver import ImageCache
+from lapilli.flows.scheduling import EVICTING
 from lapilli.ports.target import ExportSpec, Throttling
 from lapilli.store import records, tables
 
@@ -125,6 +126,7 @@ class Keeper:
             self.backend.driver.start()
             self.backend.target.start()
             self._restore_exports()
+            image_cache.sweep(self.core, self.backend, image_cache.left_alone(self.core, self.backend))
             self._tell()
         except ConfigError as problem:
             self._refused = problem
@@ -152,32 +154,20 @@ class Keeper:
         try:
             self._asking()
             self._tell()
-            self._asking()
-            self._evict_images()
+            self._look_after_images()
         finally:
             self._at_work = None
 
-    def _evict_images(self) -> None:
-        driver = self.backend.driver
-        if not isinstance(driver, ImageCache):
-            return
-        kept: set[str] = set()
-
-        def keep(key: str) -> bool:
-            kept.add(key)
-            return True
-
-        driver.evict_cached(keep)
-        self._at_work = None  # what follows may wait for another service, and not for the back end
+    def _look_after_images(self) -> None:
+        """Give up cached images that nobody fills, or that are of no use any more."""
+        self._at_work = None  # this may wait for another service, and not for the back end
+        gone = image_cache.left_alone(self.core, self.backend)
         try:
-            gone = {key for key in kept if not self.core.images.exists(key[:36])}
+            gone += image_cache.outdated(self.core, self.backend)
         except ImageServiceUnavailable as problem:
             _log.warning("cached images of %s are kept for now: %s", self.backend.host, problem)
-            return
-        if gone:
-            self._asking()
-            for key in driver.evict_cached(lambda key: key not in gone):
-                _log.info("dropped the cached copy of image %s, which is gone", key)
+        self._asking()
+        image_cache.sweep(self.core, self.backend, gone)
 
     # --- exports ---
 
@@ -281,4 +271,8 @@ def _placed(connection: sa.Connection, pool: str) -> tuple[int, int]:
         volumes.host == pool
     )
     size, count = connection.execute(query).one()
-    return int(size), int(count)
+    images = tables.cached_images.c
+    kept = sa.select(sa.func.coalesce(sa.func.sum(images.size), 0)).where(
+        images.pool == pool, images.state != EVICTING
+    )
+    return int(size) + int(connection.execute(kept).scalar_one()), int(count)

@@ -17,6 +17,7 @@ from lapilli.domain import states
 from lapilli.domain.model import (
     ApplicationCredential,
     Attachment,
+    CachedImage,
     Connection,
     DefaultType,
     Export,
@@ -55,6 +56,7 @@ TABLES: dict[type[Record], sa.Table] = {
     ApplicationCredential: tables.application_credentials,
     RevokedToken: tables.revoked_tokens,
     Pool: tables.pools,
+    CachedImage: tables.cached_images,
     Message: tables.messages,
     Operation: tables.operations,
 }

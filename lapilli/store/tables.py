@@ -285,6 +285,21 @@ pools = sa.Table(
     _time("reported_at"),
 )
 
+cached_images = sa.Table(
+    "cached_images",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("backend", _NAME, nullable=False, index=True),
+    sa.Column("pool", _NAME, nullable=False),
+    sa.Column("image_id", _ID, nullable=False),
+    sa.Column("content", _NAME, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("state", text(16), nullable=False),
+    sa.Column("operation_id", _ID),
+    _time("created_at", nullable=False),
+    _time("last_used_at", nullable=False),
+)
+
 messages = sa.Table(
     "messages",
     METADATA,

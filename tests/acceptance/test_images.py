@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.acceptance import disks, processes
 from tests.acceptance.disks import CONNECTOR, GIB, MIB
@@ -427,7 +428,7 @@ def test_one_conversion_serves_all_who_wait(
     volumes.append(_volume_of(api, image, 2))
     assert time.monotonic() - began < 1.5
     assert volumes[-1]["size"] == 2
-    (cached,) = [each for each in (reflink_pool / "cache").iterdir() if each.name.startswith(image)]
+    cached = path / f"volume-{_cached(imaging, image)}.raw"
     original = _blocks(cached)
     assert original
     for each in volumes:
@@ -443,6 +444,13 @@ def test_one_conversion_serves_all_who_wait(
     until(lambda: shutil.disk_usage(reflink_pool).used - before < 20 * MIB, 15)
 
 
+def _cached(service: Service, image: str) -> str:
+    """The id of the volume that the pool keeps of an image."""
+    with service.records() as database:
+        query = sa.text("SELECT id FROM cached_images WHERE image_id = :image AND state = 'ready'")
+        return str(database.execute(query, {"image": image}).scalar_one())
+
+
 def test_a_kill_during_the_conversion(
     own_service: Service, big: Path, reflink_pool: Path, tmp_path: Path
 ) -> None:
@@ -456,8 +464,8 @@ def test_a_kill_during_the_conversion(
     volume = _create(api, image).json()["volume"]
     path = f"/v3/volumes/{volume['id']}"
     file = pool / "volumes" / f"volume-{volume['id']}.raw"
-    staged = pool / "staging" / volume["id"]
-    until(lambda: any(each.stat().st_blocks > 8 * MIB // 512 for each in staged.glob("*.raw")))
+    staged = pool / "staging"
+    until(lambda: any(each.stat().st_blocks > 8 * MIB // 512 for each in staged.glob("*/*.raw")))
     own_service.kill()
     assert not _converting(big), "qemu-img outlived the service"
     assert not file.exists(), "the conversion was over already"
@@ -466,10 +474,11 @@ def test_a_kill_during_the_conversion(
     expected = tmp_path / "expected.raw"
     disks.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", big, expected)
     assert _read(api, whole, 192 * MIB, tmp_path) == expected.read_bytes()
-    assert disks.files_of(pool / "volumes") == [file.name]
-    assert list((pool / "staging").iterdir()) == []
+    cached = f"volume-{_cached(own_service, image)}.raw"
+    assert disks.files_of(pool / "volumes") == sorted([file.name, cached])
+    assert list(staged.iterdir()) == []
     _delete(api, whole)
-    assert disks.files_of(pool / "volumes") == []
+    assert disks.files_of(pool / "volumes") == [cached]
 
 
 def _converting(image: Path) -> bool:
@@ -490,7 +499,8 @@ def test_without_reflinks_every_volume_is_a_conversion(
     assert pool["capabilities"]["clone"] == "copy", "this test wants a file system without reflinks"
     for each in volumes:
         assert _read(api, each, len(content), tmp_path) == content
-    assert disks.files_of(own_service.state_dir / "pool/cache") == []
+    found = disks.files_of(own_service.state_dir / "pool/volumes")
+    assert found == sorted(f"volume-{each['id']}.raw" for each in volumes)
 
 
 # --- upload ----------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from lapilli.adapters.targets.sim import SimTarget, SimTargetOptions
 from lapilli.errors import Busy, ConfigError, StorageError
 from lapilli.ports.driver import (
     Driver,
-    ImageCache,
     ImageCloning,
     Managing,
+    Replacing,
     Retyping,
     Reverting,
     SnapshotRef,
@@ -71,7 +71,7 @@ def methods(*protocols: type) -> set[str]:
 
 
 def test_every_call_of_the_ports_can_be_struck() -> None:
-    assert set(sim_driver.CALLS) == methods(Driver, ImageCache, ImageCloning, Reverting, Retyping, Managing)
+    assert set(sim_driver.CALLS) == methods(Driver, Replacing, ImageCloning, Reverting, Retyping, Managing)
     assert set(sim_target.CALLS) == methods(Target)
 
 
@@ -86,7 +86,7 @@ def test_each_call_of_the_driver_fails(driver: Sim, tmp_path: Path, call: str) -
         "clone": (OTHER, VOLUME, quiet), "extend": (VOLUME, 2),
         "revert": (VOLUME, SNAPSHOT, quiet), "retype": (VOLUME, {}),
         "delete_snapshot": (SNAPSHOT,), "size_of_snapshot": (SNAPSHOT,),
-        "clone_cached": (VOLUME, "k"), "keep_cached": (None, "k"), "evict_cached": (bool,),
+        "replace": (VOLUME, OTHER, quiet),
         "clone_image": (VOLUME, ["sim://one"]),
     }  # fmt: skip
     named = {"in_use": False, "progress": quiet} if call == "create_snapshot" else {}
@@ -124,7 +124,6 @@ def test_it_says_done_and_has_not(driver: Sim, tmp_path: Path) -> None:
     strike(tmp_path, {"call": "*", "lie": True})
     with driver.staging(VOLUME, "1") as staged, open(staged.location, "rb+") as file:
         file.write(b"x")
-    assert driver.clone_cached(VOLUME, "k")
     assert driver.volumes() == []
     strike(tmp_path)
     driver.create(VOLUME)

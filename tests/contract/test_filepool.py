@@ -17,7 +17,7 @@ import pytest
 from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 from lapilli.adapters.drivers.sim import Sim, SimOptions
 from lapilli.errors import Busy, StorageError
-from lapilli.ports.driver import GIB, ImageCache, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
 
 MIB = 1 << 20
 
@@ -138,32 +138,17 @@ def test_a_full_pool_is_said_in_plain_words_and_leaves_nothing(small: Path) -> N
     assert os.listdir(small / "snapshots") == []
 
 
-def test_the_image_cache_of_a_reflink_pool(reflinks: FilePool) -> None:
-    assert isinstance(reflinks, ImageCache)
-    key, made = "image/../1:abc", volume(3)
-    assert not reflinks.clone_cached(made, key)
-    reflinks.create(made)
-    write(reflinks, made, b"image" * 1000)
-    reflinks.keep_cached(reflinks.address(made), key)
-    smaller = volume(1)
-    assert reflinks.clone_cached(smaller, key)
-    assert read(reflinks, smaller, 5) == b"image"
-    assert size(reflinks, smaller) == GIB
-    reflinks.keep_cached(reflinks.address(smaller), "other")
-    assert reflinks.evict_cached(lambda each: each == "other") == [key]
-    assert not reflinks.clone_cached(volume(), key)
-    assert reflinks.clone_cached(volume(), "other")
+def test_only_a_reflink_pool_keeps_images_by_itself(reflinks: FilePool, copies: FilePool) -> None:
+    found = [each.pools()[0].capabilities["efficient_clone"] for each in (reflinks, copies)]
+    assert found == [True, False]
 
 
-def test_a_cached_image_does_not_replace_a_volume_that_is_there(reflinks: FilePool) -> None:
-    whole, used = volume(), volume()
-    reflinks.create(whole)
-    write(reflinks, whole, b"whole")
-    reflinks.keep_cached(reflinks.address(whole), "key")
-    reflinks.create(used)
-    write(reflinks, used, b"a guest's")
-    assert reflinks.clone_cached(used, "key")
-    assert read(reflinks, used, 9) == b"a guest's"
+def test_images_that_an_earlier_version_kept_are_removed(reflinks: FilePool) -> None:
+    cache = Path(reflinks.address(volume()).location).parent.parent / "cache"
+    cache.mkdir()
+    (cache / "image-1.raw").write_bytes(b"image")
+    reflinks.start()
+    assert not cache.exists()
 
 
 def test_staged_late_it_does_not_replace_a_volume_that_is_there(copies: FilePool) -> None:
@@ -212,13 +197,6 @@ def test_made_late_it_does_not_replace_one_that_is_there(
         copies.create_snapshot(taken, in_use=False, progress=quiet)
     assert path.read_bytes() == b"another's"
     assert sorted(os.listdir(path.parent)) in ([path.name], sorted([path.name, f"volume-{source.id}.raw"]))
-
-
-def test_a_copy_pool_caches_nothing(copies: FilePool) -> None:
-    made = volume()
-    copies.create(made)
-    copies.keep_cached(copies.address(made), "key")
-    assert not copies.clone_cached(volume(), "key")
 
 
 def test_a_copy_killed_in_the_middle_leaves_no_volume_and_is_made_anew(

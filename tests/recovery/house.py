@@ -16,7 +16,16 @@ import sqlalchemy as sa
 from lapilli import compose
 from lapilli.config import Config
 from lapilli.context import Context
-from lapilli.domain.model import Attachment, Export, Operation, Pool, Snapshot, Volume, VolumeType
+from lapilli.domain.model import (
+    Attachment,
+    CachedImage,
+    Export,
+    Operation,
+    Pool,
+    Snapshot,
+    Volume,
+    VolumeType,
+)
 from lapilli.domain.quotas import Usage
 from lapilli.errors import KeyStoreError
 from lapilli.flows import attachments, snapshots, volumes
@@ -174,6 +183,7 @@ class House:
         return {
             "before": self._before(),
             "subject": operations[-1].resource_id if operations else None,
+            "subject_image": made[-1].image_id if made else None,
             "volumes": {each.id: each.status for each in made},
             "type_ids": {each.name: each.id for each in self.all(VolumeType)},
             "types": {each.id: each.volume_type_id for each in (*made, *self.all(Snapshot))},
@@ -192,7 +202,9 @@ class House:
             "usages": usages,
             "messages": self._count(tables.messages),
             "differences": [each.text for each in Doctor(self.core, self.backends).examine()],
-            "cached": sorted(path.name[:36] for path in self._files("pool/cache", "sim-files/cache")),
+            "cached": sorted(
+                each.image_id if each.state == "ready" else each.state for each in self.all(CachedImage)
+            ),
             "unmanaged": [
                 (self.directory / path).read_bytes()[: len(WORDS)].decode()
                 for path in self._files("pool", "sim-files")
@@ -250,8 +262,7 @@ class House:
 
     def _rubbish(self) -> list[str]:
         """Files that are no volume, no snapshot, no image and none of the service's own."""
-        images = tuple(f"cache/{image.id}-" for image in self.core.images.all())
-        whole = ("/volume-", "/snapshot-", "/unmanaged-", *images)
+        whole = ("/volume-", "/snapshot-", "/unmanaged-")
         found = map(str, self._files("pool", "sim-files", "images/incoming", "conversion"))
         return [path for path in found if path.endswith(".part") or not any(word in path for word in whole)]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -55,6 +58,7 @@ def used(count: int, gigabytes: int, taken: int = 0) -> Report:
 
 
 CREATED = ends("volume", "create")
+CACHING = {"image_volume_cache_enabled": "true", "max_over_subscription_ratio": "1"}
 
 scenario(
     "volume.create",
@@ -207,6 +211,94 @@ scenario(
     state="failed",
     messages=1,
 )
+
+
+scenario(
+    "volume.create",
+    "from an image of which other content was kept",
+    reflinks=True,
+    prepare=lambda house: _changed(house),
+    submit=lambda house, image: create(house, {"image_ref": image, "size": 1}),
+    wanted=lambda report: (
+        statuses("volumes", CREATED, CREATED)(report)
+        | _same_content(report)
+        | used(2, 2)
+        | {"cached": list(report["images"])}
+    ),
+)
+scenario(
+    "volume.create",
+    "from an image for which another has to go",
+    reflinks=True,
+    options={"image_volume_cache_max_count": "1"},
+    prepare=lambda house: (_kept(house), house.image())[1],
+    submit=lambda house, image: create(house, {"image_ref": image, "size": 1}),
+    wanted=lambda report: (
+        statuses("volumes", CREATED, CREATED)(report) | used(2, 2) | {"cached": [report["subject_image"]]}
+    ),
+)
+scenario(
+    "volume.create",
+    "from an image that is damaged, to be kept for others",
+    reflinks=True,
+    prepare=lambda house: _damaged(house),
+    submit=lambda house, image: create(house, {"image_ref": image, "size": 1}),
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "download", "failed"))(report)
+        | {"content": {}, "cached": []}
+        | used(1, 1)
+    ),
+    state="failed",
+    messages=1,
+)
+scenario(
+    "volume.create",
+    "from an image of which the back end kept none",
+    driver="sim",
+    options=CACHING,
+    prepare=lambda house: (house.image(), house.fault("clone"))[0],
+    submit=lambda house, image: create(house, {"image_ref": image, "size": 1}),
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "download", "failed"))(report)
+        | {"content": {}, "cached": list(report["images"])}
+        | used(1, 1)
+    ),
+    state="failed",
+    messages=1,
+)
+scenario(
+    "volume.create",
+    "where an image is in the way",
+    driver="sim",
+    options=CACHING,
+    prepare=lambda house: _kept(house),
+    submit=lambda house, _: create(house, {"size": 19}),
+    wanted=lambda report: statuses("volumes", CREATED, CREATED)(report) | {"cached": []} | used(2, 20),
+)
+scenario(
+    "volume.extend",
+    "where an image is in the way",
+    driver="sim",
+    options=CACHING,
+    prepare=lambda house: (_kept(house), house.all(Volume)[0])[1],
+    submit=lambda house, volume: extend(house, volume, 20),
+    wanted=lambda report: statuses("volumes", "available")(report) | sized(report, 20) | {"cached": []},
+)
+
+
+def _changed(house: House) -> str:
+    """A kept image whose content is another's now."""
+    image = _kept(house)
+    path = house.directory / "images" / f"{image}.json"
+    record = json.loads(path.read_text())
+    raw, changed = house.directory / "other.raw", house.directory / "images" / f"{image}.qcow2"
+    raw.write_bytes(WORDS + bytes(131072 - len(WORDS)))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, changed], check=True)
+    content = changed.read_bytes()
+    record |= {"size": len(content), "checksum": hashlib.md5(content, usedforsecurity=False).hexdigest()}
+    record["properties"] = {}
+    path.write_text(json.dumps(record))
+    return image
 
 
 def _kept(house: House) -> str:
@@ -483,6 +575,18 @@ scenario(
     wanted=lambda report: (
         statuses("volumes", ends("volume", "reimage"))(report)
         | {"content": dict.fromkeys(report["volumes"], WORDS.decode())}
+    ),
+)
+scenario(
+    "volume.reimage",
+    "from an image that is kept for others",
+    reflinks=True,
+    prepare=lambda house: _to_rewrite(house),
+    submit=rewrite,
+    wanted=lambda report: (
+        statuses("volumes", ends("volume", "reimage"))(report)
+        | {"content": dict.fromkeys(report["volumes"], WORDS.decode())}
+        | {"cached": list(report["images"])}
     ),
 )
 scenario(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _DRIVER = (
     "create create_from_snapshot clone delete extend create_snapshot delete_snapshot "
-    "clone_cached keep_cached clone_image retype revert staging "
+    "replace clone_image retype revert staging "
     "adopt release adopt_snapshot release_snapshot"
 )
 

@@ -16,9 +16,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
 
 from lapilli.config import option
 from lapilli.errors import Busy, StorageError
@@ -52,7 +51,7 @@ class FilePoolOptions:
 
 
 class FilePool:
-    """Driver and image cache on a directory."""
+    """Driver on a directory."""
 
     kind = "file"
 
@@ -66,12 +65,13 @@ class FilePool:
     def start(self) -> None:
         """Make the directories, remove what a crash left half made, find out about reflinks."""
         with _plainly("prepare the pool"):
-            for kind in ("volumes", "snapshots", "cache", "staging"):
+            for kind in ("volumes", "snapshots", "staging"):
                 os.makedirs(os.path.join(self._root, kind), mode=0o700, exist_ok=True)
                 for entry in os.listdir(os.path.join(self._root, kind)):
                     if entry.endswith(_PART):
                         _discard_part(os.path.join(self._root, kind, entry))
             self._drop_published()
+            shutil.rmtree(os.path.join(self._root, "cache"), ignore_errors=True)  # of earlier versions
         _ = self.reflink
 
     def _drop_published(self) -> None:
@@ -87,7 +87,7 @@ class FilePool:
         """One pool; sizes from the file system, `allocated_blocks_gb` from the files' blocks."""
         with _plainly("measure the pool"):
             space = os.statvfs(self._root)
-            blocks = sum(self._blocks(kind) for kind in ("volumes", "snapshots", "cache"))
+            blocks = sum(self._blocks(kind) for kind in ("volumes", "snapshots"))
         return [
             PoolStats(
                 pool=self.pool,
@@ -99,6 +99,7 @@ class FilePool:
                     "vendor_name": "Lapilli",
                     "driver_version": _VERSION,
                     "clone": "reflink" if self.reflink else "copy",
+                    "efficient_clone": self.reflink,
                     "allocated_blocks_gb": round(blocks / GIB, 2),
                     "thin_provisioning_support": True,
                     "thick_provisioning_support": False,
@@ -182,6 +183,10 @@ class FilePool:
         """A volume with the source's content, grown to `volume.size` GiB; of one in use only by reflink."""
         self._refuse_torn_copy("clone", in_use)
         self._copy_volume(volume, self._volume(source.id), f"volume {source.id}", progress)
+
+    def replace(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
+        """Rename a reflink or a copy of the source's file over the volume's."""
+        self._copy_volume(volume, self._volume(source.id), f"volume {source.id}", progress, over=True)
 
     def delete(self, volume: VolumeRef) -> None:
         """Remove the file, and what an interrupted call left of it."""
@@ -359,65 +364,6 @@ class FilePool:
         with _plainly(f"rename {os.path.basename(path)}"):
             os.rename(path, wanted)
             _sync_directory(wanted)
-
-    # -- image cache: worth its space only where a clone shares it ----------------------------------------
-
-    def clone_cached(self, volume: VolumeRef, key: str, *, over: bool = False) -> bool:
-        """Make the volume a reflink of the cached image; False when there is none, or no reflinks."""
-        cached = self._cached(key)
-        if not over and os.path.exists(self._volume(volume.id)):
-            return True
-        if cached is None or not self.reflink:
-            return False
-        with _plainly(f"create volume {volume.id}"):
-            try:
-                source = _open_source(cached, "cached image")
-            except _Missing:  # evicted meanwhile
-                return False
-            try:
-                if os.fstat(source).st_size > volume.length:
-                    return False
-                with _making(self._volume(volume.id), over=over) as made:
-                    self._fill(source, made, volume.length, _no_progress)
-                os.utime(source)  # its time is its last use
-                shutil.rmtree(self._staging(volume.id), ignore_errors=True)
-            finally:
-                os.close(source)
-        return True
-
-    def keep_cached(self, staged: BlockAddress, key: str) -> None:
-        """Keep the content without the empty end, so that smaller volumes can be made of it."""
-        cached = self._cached(key)
-        if cached is None or not self.reflink or os.path.exists(cached):
-            return
-        with _plainly("cache the image"):
-            source = _open_source(staged.location, "staged volume")
-            try:
-                with _making(cached) as made:
-                    self._fill(source, made, 0, _no_progress)
-                    os.ftruncate(made, _end_of_data(made))
-            except Busy:
-                pass  # another host is keeping it
-            finally:
-                os.close(source)
-
-    def evict_cached(self, keep: Callable[[str], bool]) -> Sequence[str]:
-        """Ask `keep` for every cached image, least recently used first; returns the keys dropped."""
-        directory = os.path.join(self._root, "cache")
-        dropped = []
-        with _plainly("clean the image cache"):
-            found = [os.path.join(directory, entry) for entry in os.listdir(directory)]
-            for path in sorted((p for p in found if p.endswith(".raw")), key=os.path.getmtime):
-                key = unquote(os.path.basename(path)[: -len(".raw")])
-                if not keep(key):
-                    _remove(path)
-                    dropped.append(key)
-        return dropped
-
-    def _cached(self, key: str) -> str | None:
-        """Path for a key; None for one that makes no file name."""
-        name = quote(key, safe="")
-        return os.path.join(self._root, "cache", f"{name}.raw") if 0 < len(name) <= 200 else None
 
     # -- files --------------------------------------------------------------------------------------------
 
@@ -608,14 +554,6 @@ def _extents(file: int, length: int) -> Iterator[tuple[int, int]]:
             raise
         position = min(os.lseek(file, start, os.SEEK_HOLE), length)
         yield start, position
-
-
-def _end_of_data(file: int) -> int:
-    """Where the last data extent ends, in bytes."""
-    end = 0
-    for _, end in _extents(file, os.fstat(file).st_size):  # noqa: B007 - the last one counts
-        pass
-    return end
 
 
 def _copy_piece(source: int, target: int, position: int, length: int) -> int:

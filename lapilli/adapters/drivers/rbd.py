@@ -107,6 +107,7 @@ class Rbd(ExistingImages):
                     "volume_backend_name": self.pool,
                     "vendor_name": "Lapilli",
                     "driver_version": _VERSION,
+                    "efficient_clone": True,
                     "thin_provisioning_support": True,
                     "thick_provisioning_support": False,
                     "multiattach": True,

@@ -36,8 +36,8 @@ class SimOptions:
 CALLS = (
     "start pools create staging create_from_snapshot clone delete extend create_snapshot delete_snapshot "
     "revert retype existing_volumes existing_snapshots measure_volume measure_snapshot adopt adopt_snapshot "
-    "release release_snapshot address volumes snapshots size_of size_of_snapshot clone_cached "
-    "keep_cached evict_cached clone_image"
+    "release release_snapshot address volumes snapshots size_of size_of_snapshot replace "
+    "clone_image"
 ).split()
 
 
@@ -60,8 +60,6 @@ def _never_published(driver: Sim, volume: VolumeRef, token: str, **_how: bool) -
 _LIES = {
     "volumes": [],
     "snapshots": [],
-    "evict_cached": [],
-    "clone_cached": True,
     "clone_image": True,
     "retype": True,
     "existing_volumes": [],

@@ -7,7 +7,7 @@ the database is gathered by the flow and passed in the request.
 from __future__ import annotations
 
 from lapilli.domain.placement import filters, hints, weighers  # noqa: F401 - they register themselves
-from lapilli.domain.placement.filters import over_subscription, virtual_free
+from lapilli.domain.placement.filters import has_room, over_subscription, virtual_free
 from lapilli.domain.placement.funnel import (
     FILTERS,
     HANDLERS,
@@ -38,6 +38,7 @@ __all__ = [
     "check_names",
     "check_ratio",
     "choose",
+    "has_room",
     "over_subscription",
     "sift",
     "virtual_free",

@@ -108,6 +108,11 @@ def capacity(request: Request, pool: Candidate) -> str | None:
     return f"needs {size} GiB, {round(left, 2):g} free {whole}{times}"
 
 
+def has_room(request: Request, pool: Candidate) -> bool:
+    """Whether the pool has room for it, whatever else is asked."""
+    return capacity(request, pool) is None
+
+
 def _without_figures(pool: Candidate) -> str | None:
     """The verdict on a pool that does not tell numbers."""
     free = pool.capabilities.get("free_capacity_gb")

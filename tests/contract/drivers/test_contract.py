@@ -18,6 +18,7 @@ from lapilli.ports.driver import (
     GIB,
     Driver,
     Managing,
+    Replacing,
     Retyping,
     Reverting,
     SnapshotRef,
@@ -407,6 +408,22 @@ def test_a_revert_is_stopped_before_it_replaces_anything(driver: Driver) -> None
         _reverting(driver).revert(one, frozen, stop)
     assert read(driver, one, 6) == b"after!"
     assert list(driver.volumes()) == [one.id]
+
+
+def test_a_volume_takes_the_content_of_another(driver: Driver) -> None:
+    one, source = made(driver, 2, b"before"), made(driver, content=b"source")
+    if not isinstance(driver, Replacing):
+        pytest.skip("cannot replace content by a clone: it would be copied")
+    for _ in range(2):
+        driver.replace(one, source, quiet)
+        assert read(driver, one, 6) == b"source"
+        assert size(driver, one) == 2 * GIB
+        write(driver, one, b"after!")
+    assert read(driver, source, 6) == b"source"
+    with pytest.raises(StorageError, match="missing"):
+        driver.replace(one, volume(), quiet)
+    assert read(driver, one, 6) == b"after!"
+    assert sorted(driver.volumes()) == sorted([one.id, source.id])
 
 
 def test_a_type_changes_in_place_or_not_at_all(driver: Driver) -> None:
