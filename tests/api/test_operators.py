@@ -204,6 +204,7 @@ def test_pools(api):
     assert [each["name"] for each in detailed] == [each["name"] for each in plain]
     told = detailed[0]["capabilities"]
     assert isinstance(told["storage_protocol"], str)
+    assert told["QoS_support"] is False, "tgtd has no throttle"
     for key in ("allocated_capacity_gb", "total_capacity_gb", "free_capacity_gb", "timestamp"):
         assert key in told
     refused(api.get(f"{POOLS}?detail=perhaps", as_="admin"), 400)

@@ -17,6 +17,7 @@ from lapilli.errors import Busy, StorageError
 from lapilli.flows import attachments, images, managing, retype, rewriting, snapshots, volume_types, volumes
 from lapilli.flows.definitions import KINDS
 from lapilli.store import records
+from tests.contract.targets.harnesses import chosen
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER, WORDS, House, Report, Scenario
 
 SCENARIOS: list[Scenario] = []
@@ -864,7 +865,7 @@ def _held_twice(house: House) -> Attachment:
 
 
 # the same with real daemons, killed before each of their effects too: an initiator reads what is exported
-REAL_TARGETS = ("tgt", "nbd")
+REAL_TARGETS = [name for name in chosen() if name not in ("local", "sim")]
 
 
 def _with_real_targets() -> list[Scenario]:

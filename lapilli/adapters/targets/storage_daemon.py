@@ -41,7 +41,6 @@ class Daemon:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._children: list[subprocess.Popen[bytes]] = []
 
     @contextlib.contextmanager
     def held(self, *, make: bool = False) -> Iterator[bool]:
@@ -95,21 +94,20 @@ class Daemon:
             os.close(lock)
         return False
 
-    def put_key(self, secret: Mapping[str, str]) -> bool:
-        """Keep the pre-shared key where the daemon reads it at each handshake; False when it is there."""
+    def put_key(self, secret: Mapping[str, str]) -> None:
+        """Keep the pre-shared key where the daemon reads it at each handshake."""
         keys = self.directory / "keys"
         keys.mkdir(mode=0o700, exist_ok=True)
         line = f"{secret['username']}:{secret['password']}\n"
         with contextlib.suppress(FileNotFoundError):
             if (keys / "keys.psk").read_text() == line:
-                return False
+                return
         fresh = keys / "new"
         with contextlib.suppress(FileNotFoundError):
             fresh.unlink()
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(line)
         fresh.rename(keys / "keys.psk")
-        return True
 
     # -- its life -----------------------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ import pytest
 from lapilli.adapters.targets import storage_daemon
 from lapilli.adapters.targets.nbd import Nbd, NbdOptions
 from lapilli.errors import ConfigError, StorageError
+from lapilli.ports.driver import BlockAddress
 from lapilli.ports.target import ExportSpec
 from tests.contract.conftest import MIB, free_port
 from tests.contract.targets.harnesses import NbdHarness
 from tests.contract.targets.initiator import guest, info_of, io, length
+from tests.service import until
 
 
 @pytest.fixture
@@ -150,6 +152,33 @@ def test_older_clients_keep_a_new_size_waiting(harness: NbdHarness, target: Nbd,
     assert length(harness, info) == 128 * MIB
     (directory,) = harness.state.rglob(spec.volume_id)
     assert not (directory / "grown").exists()
+
+
+def test_a_block_device(
+    harness: NbdHarness, target: Nbd, exportable: Make, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    file = tmp_path / "disk"
+    with file.open("wb") as made:
+        made.truncate(64 * MIB)
+    done = subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no loop device can be had here: {done.stderr}")
+    device = done.stdout.strip()
+    request.addfinalizer(lambda: subprocess.run(["losetup", "--detach", device], check=True))
+    spec = msgspec.structs.replace(exportable(target), address=BlockAddress("block", device))
+    target.export(spec)
+    info = info_of(harness, target, spec)
+    with guest(harness, info) as one:
+        one.write(5, "1M")
+        os.truncate(file, 96 * MIB)
+        subprocess.run(["losetup", "--set-capacity", device], check=True)
+        target.resize(spec, 96 * MIB)
+        one.read(5, "1M")
+    until(lambda: bool(target.exports()) and length(harness, info) == 96 * MIB)
+    target.unexport(spec.volume_id, spec.data)
+    with open(device, "rb") as disk:
+        disk.seek(MIB)
+        assert disk.read(64 << 10) == b"\x05" * (64 << 10)
 
 
 def test_a_daemon_that_answers_nobody_is_ended(
