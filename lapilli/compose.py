@@ -99,7 +99,7 @@ class BackendOptions:
 
     volume_driver: str = option("filepool", "Storage driver.")
     target_helper: str | None = option(
-        None, "Target that serves its volumes; default: rbd for the driver rbd, tgt for all others."
+        None, "Target that serves its volumes; default: cinder and rbd for drivers of those names, tgt else."
     )
     backend_host: str | None = option(None, "Host part of this back end's name.")
     backend_availability_zone: str | None = option(None, "Zone of this back end.")
@@ -564,7 +564,7 @@ def _json_object(section: str, text: str) -> dict[str, Any]:
     return found
 
 
-_USUAL_TARGETS = {"rbd": "rbd"}
+_USUAL_TARGETS = {"cinder": "cinder", "rbd": "rbd"}
 _KNOWN = {
     "drivers": {
         "cinder": ("CinderDriver", "CinderOptions"),

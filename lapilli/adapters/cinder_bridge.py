@@ -64,14 +64,16 @@ class Note(msgspec.Struct):
     """What is remembered of a volume or a snapshot.
 
     `live` is the id by which the driver knows it; `tries` are ids that it was tried to be made under, with
-    the size in GiB, 0 for what was dropped; `kept` is what the driver has told, by that id; `connections` are
-    those that were let in. Of a snapshot also the `volume`, and that one's id at the driver (`origin`).
+    the size in GiB, 0 for what was dropped; `kept` is what the driver has told, by that id; `adopting` is the
+    id by which it is to know what is being taken over; `connections` are those that were let in. Of a
+    snapshot also the `volume`, and that one's id at the driver (`origin`).
     """
 
     live: str | None = None
     size: int = 0
     tries: dict[str, int] = {}
     kept: dict[str, dict[str, Any]] = {}
+    adopting: str | None = None
     pool: str = ""
     volume: str | None = None
     origin: str | None = None
@@ -121,7 +123,7 @@ class Bridge:
     def start(self) -> None:
         """See that the process runs. Raises `ConfigError` where it never will, `StorageError` else."""
         with self._starting:
-            if self._child is None or not self._child.alive:
+            if self._child is None or not self._child.lives():
                 self._child = None
                 self._child = self._spawn()
 
@@ -171,14 +173,22 @@ class Bridge:
         return self.remembered().backend + (f"#{pool}" if pool else "")
 
     def call(self, method: str, *arguments: Any) -> Answer:
-        """Call a method of the driver.
+        """Call a method of the driver; once more in a new process where the old one has died of something.
 
-        Raises `StorageError`, `Busy`, `Unsupported`.
+        Raises `StorageError`, `Busy`, `Unsupported`, and `Ended` where it may have been done half.
         """
+        try:
+            return self._call(method, arguments)
+        except Ended:
+            if method not in _AGAIN:
+                raise
+        return self._call(method, arguments)
+
+    def _call(self, method: str, arguments: Sequence[Any]) -> Answer:
         self.start()
         child = self._child
         if child is None:
-            raise StorageError(f"The driver of back end {self.name} does not run.")
+            raise Ended
         return child.call(method, arguments, float(self.options.cinder_timeout))
 
     def name_of(self, kind: str, alias: str) -> str:
@@ -239,6 +249,10 @@ class _Child:
         for work in (self._read, self._listen):
             threading.Thread(target=work, name=f"cinder-{name}", daemon=True).start()
 
+    def lives(self) -> bool:
+        """Whether it can be called; its end may not have been told yet."""
+        return self.alive and self._process.poll() is None
+
     def begin(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Tell the configuration; what the driver tells of itself. Raises `StorageError`, `ConfigError`."""
         self._send(settings)
@@ -280,7 +294,7 @@ class _Child:
                 self._socket.sendall(_LENGTH.pack(len(text)) + text)
         except OSError:
             self.end()
-            raise StorageError(_ENDED) from None
+            raise Ended from None
 
     def _read(self) -> None:
         """Hand out what the process tells, until it ends."""
@@ -317,7 +331,7 @@ class _Child:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
-        gone = {"kinds": [], "text": _ENDED}
+        gone = {"kinds": ["Ended"], "text": Ended().message}
         for answer, _ in waiting.values():
             answer.set_result({"error": gone})
         if not self._ready.done():
@@ -335,7 +349,11 @@ _READING = frozenset(
     "get_volume_stats manage_existing_get_size manage_existing_snapshot_get_size get_manageable_volumes "
     "get_manageable_snapshots initialize_connection validate_connector".split()
 )
-_ENDED = "The process of the back end's driver has ended."
+# what may be called twice: what only reads, and what Cinder's drivers take as done when it is
+_AGAIN = _READING | frozenset(
+    "delete_volume delete_snapshot terminate_connection create_export ensure_export remove_export "
+    "revert_to_snapshot".split()
+)
 _BUSY = {"VolumeIsBusy", "SnapshotIsBusy", "VolumeInUse", "SnapshotInUse", "VolumeAttached"}
 _MISSING = {"VolumeNotFound", "SnapshotNotFound", "ManageExistingInvalidReference", "ImageNotFound"}
 _FINAL = {
@@ -345,6 +363,13 @@ _FINAL = {
     "ManageExistingVolumeTypeMismatch",
     "ManageExistingAlreadyManaged",
 }
+
+
+class Ended(StorageError):
+    """The driver's process has died in the middle of a call."""
+
+    def __init__(self) -> None:
+        super().__init__("The process of the back end's driver has ended.")
 
 
 class Missing(StorageError):
@@ -358,6 +383,8 @@ def _plain(error: Mapping[str, Any]) -> StorageError:
     """An exception of the driver, in our words."""
     kinds, text = set(error["kinds"]), str(error["text"]).strip()
     text = text if text.endswith((".", "!", "?")) else f"{text}."
+    if kinds == {"Ended"}:
+        return Ended()
     if "NotImplementedError" in kinds:
         return Unsupported("The driver of this back end cannot do that.")
     if kinds and "CinderException" not in kinds:  # not meant for anybody's eyes

@@ -16,7 +16,9 @@ from tests.ceph.cluster import Cluster
 from tests.contract.drivers import bridged
 from tests.service import Api, Service, until
 
+pytestmark = pytest.mark.ceph
 POOL = "bridged-service"
+CONNECTOR = {"host": "hypervisor", "ip": "127.0.0.1", "initiator": "iqn.hypervisor"}
 SECRET = "never-to-be-seen-7731"
 
 
@@ -27,7 +29,6 @@ def bridge(ceph: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     made = Service(tmp_path_factory.mktemp("bridge") / "state")
     section = {
         "volume_driver": "cinder",
-        "target_helper": "cinder",
         **bridged.options(ceph),
         "rbd_pool": POOL,
         "san_password": SECRET,
@@ -55,7 +56,7 @@ def _io(ceph: Cluster, image: str, *commands: str) -> str:
 
 
 def _attach(api: Api, volume: dict[str, Any]) -> dict[str, Any]:
-    body = {"volume_uuid": volume["id"], "connector": {"host": "hypervisor", "ip": "127.0.0.1"}}
+    body = {"volume_uuid": volume["id"], "connector": CONNECTOR}
     answer = api.post("/v3/attachments", {"attachment": body})
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()["attachment"]
@@ -168,6 +169,38 @@ def test_an_array_of_somebody_elses_volumes_is_taken_over(api: Api, ceph: Cluste
     api.wait_gone(path)
     assert f"unmanaged-{managed['id']}" in ceph.rbd("ls", POOL)
     ceph.rbd("remove", f"{POOL}/unmanaged-{managed['id']}")
+
+
+def test_a_service_killed_while_the_array_works_carries_on(own_service: Service) -> None:
+    """What the array had made, and the driver could not tell any more, goes with the volume."""
+    array = own_service.state_dir.parent / "array"
+    array.mkdir()
+    section = {
+        "volume_driver": "cinder",
+        "target_helper": "cinder",
+        "cinder_driver": "lapilli_tests_array.ArrayDriver",
+        "cinder_python": bridged.python(),
+        "array_directory": array,
+    }
+    own_service.config = {"DEFAULT": {"enabled_backends": "array"}, "array": section}
+    own_service.start()
+    api = Api(own_service)
+    until(lambda: "#vast" in api.get("/v3/scheduler-stats/get_pools", as_="admin").text, 60)
+    (array / "hang").touch()
+    made = api.post("/v3/volumes", {"volume": {"size": 1}}).json()["volume"]
+    until(lambda: (array / "objects.json").exists())
+    own_service.kill()
+    (array / "hang").unlink()
+    own_service.start()
+    path = f"/v3/volumes/{made['id']}"
+    api.wait(path, "volume", seconds=60)
+    held = _attach(api, made)
+    assert held["connection_info"]["auth_password"]
+    assert held["connection_info"]["auth_password"] not in own_service.log.read_text()
+    assert api.delete(f"/v3/attachments/{held['id']}").status_code == 200
+    assert api.delete(path).status_code == 202
+    api.wait_gone(path)
+    assert json.loads((array / "objects.json").read_text()) == {}
 
 
 def test_no_secret_of_its_section_is_told(bridge: Service) -> None:

@@ -122,13 +122,17 @@ class ArrayDriver(driver.BaseVD):
         self._change(lambda objects: self._find(objects, volume).update(removed=True))
 
     def initialize_connection(self, volume, connector):
-        self._change(lambda objects: self._find(objects, volume)["hosts"].append(connector["initiator"]))
+        self._change(lambda objects: self._let(objects, volume, {connector["initiator"]}, set()))
         _, user, password = volume.provider_auth.split()
         data = {"target_iqn": f"iqn.array:{volume.provider_id}", "target_lun": 1, "auth_username": user}
         return {"driver_volume_type": "iscsi", "data": {**data, "auth_password": password}}
 
+    def _let(self, objects, volume, come, go):
+        found = self._find(objects, volume)
+        found["hosts"] = sorted({*found["hosts"], *come} - go)
+
     def terminate_connection(self, volume, connector, **kwargs):
-        self._change(lambda objects: self._find(objects, volume)["hosts"].remove(connector["initiator"]))
+        self._change(lambda objects: self._let(objects, volume, set(), {connector["initiator"]}))
 
     def validate_connector(self, connector):
         if "initiator" not in connector:

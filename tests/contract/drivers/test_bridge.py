@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lapilli.adapters.targets.cinder import CinderTarget
 from lapilli.errors import Busy, ConfigError, InvalidInput, StorageError, Unsupported
 from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
+from tests.ceph.cluster import Cluster
 from tests.contract.drivers import bridged
 from tests.service import until
 
@@ -111,7 +114,7 @@ def test_a_create_that_was_cut_off_is_done_again_and_leaves_nothing(array: Array
     with pytest.raises(StorageError, match="has ended"):
         array.driver.create(one)
     assert array.driver.size_of(one) is None
-    assert len(array.holds()) == 1, "the array made it, and the driver could not say so"
+    assert len(array.holds()) == 2, "the array made it, and again, and the driver could not say so"
     array.mark("die", there=False)
     array.driver.create(one)
     (left,) = array.holds()
@@ -208,6 +211,109 @@ def test_what_such_a_driver_cannot_is_said_before_anything_starts(array: Array) 
     address = array.driver.address(one)
     with pytest.raises(StorageError, match="no way to a volume of kind 'iSCSI'"):
         qemu.protocol(address)
+
+
+class Cut(BaseException):
+    """As kill -9: nothing of what was under way goes on."""
+
+
+class Countdown:
+    """Lets functions be called until a moment: odd ones are before a call, even ones after it."""
+
+    def __init__(self, moments: int) -> None:
+        self._left = moments
+
+    def _pass(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise Cut
+
+    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with a moment before it and one after it."""
+
+        def run(*words: Any) -> Any:
+            self._pass()
+            answer = function(*words)
+            self._pass()
+            return answer
+
+        return run
+
+
+def _cut_off(driver: CinderDriver, monkeypatch: pytest.MonkeyPatch, deed: Callable[[], object]) -> int:
+    """Do it again and again, each time cut off one moment later: before or after it calls, or notes."""
+    bridge = driver._bridge
+    notes, moments = bridge.remembered(), 0
+
+    while True:
+        moments += 1
+        countdown = Countdown(moments)
+        with monkeypatch.context() as patched:
+            patched.setattr(bridge, "call", countdown.of(bridge.call))
+            patched.setattr(notes, "change", countdown.of(notes.change))
+            try:
+                deed()
+            except Cut:
+                continue
+        return moments
+
+
+def test_whatever_is_cut_off_is_done_again(array: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is killed anywhere carries on, and what is deleted then leaves nothing in the array."""
+    one, copy, clone = volume(), volume(2), volume()
+    frozen = SnapshotRef(str(uuid.uuid4()), one.id, 1, "fast")
+    driver, target = array.driver, array.target
+    moments = [
+        _cut_off(driver, monkeypatch, deed)
+        for deed in (
+            lambda: driver.create(one),
+            lambda: driver.create_snapshot(frozen, in_use=False, progress=quiet),
+            lambda: driver.create_from_snapshot(copy, frozen, quiet),
+            lambda: driver.clone(clone, one, quiet),
+            lambda: driver.extend(clone, 2),
+            lambda: driver.revert(one, frozen, quiet),
+            lambda: target.export(export_of(array, one, FIRST, SECOND)),
+            lambda: target.export(export_of(array, one, SECOND)),
+        )
+    ]
+    assert all(each > 4 for each in moments), moments
+    assert set(driver.volumes()) == {one.id, copy.id, clone.id}
+    assert [driver.size_of(each) for each in (one, copy, clone)] == [GIB, 2 * GIB, 2 * GIB]
+    assert [each["hosts"] for each in array.holds() if each["hosts"]] == [["iqn.two"]]
+    for last in (
+        lambda: target.unexport(one.id, {}),
+        lambda: driver.delete_snapshot(frozen),
+        *(partial(driver.delete, each) for each in (one, copy, clone)),
+    ):
+        assert _cut_off(driver, monkeypatch, last) > 4
+    assert (array.holds(), driver.volumes(), driver.snapshots(), target.exports()) == ([], [], [], [])
+
+
+def test_what_is_taken_over_survives_whatever_is_cut_off(
+    ceph: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is somebody's: nothing that was cut off, and is undone then, may delete it."""
+    driver = bridged.on_ceph(ceph)
+    driver.keep_in(bridged.notes(tmp_path))
+    theirs, mine = {"source-name": "theirs"}, volume()
+    ceph.rbd("create", f"{bridged.POOL}/theirs", "--size", "1G")
+    ceph.rbd("snap", "create", f"{bridged.POOL}/theirs@old")
+    frozen = SnapshotRef(str(uuid.uuid4()), mine.id, 1, "array")
+    assert _cut_off(driver, monkeypatch, lambda: driver.adopt(mine, theirs)) > 4
+    assert _cut_off(driver, monkeypatch, lambda: driver.adopt_snapshot(frozen, {"source-name": "old"})) > 4
+    assert (driver.volumes(), driver.size_of(mine)) == ([mine.id], GIB)
+    assert (driver.snapshots(), driver.size_of_snapshot(frozen)) == ([frozen.id], GIB)
+    back = {"source-name": "old"}
+    assert _cut_off(driver, monkeypatch, lambda: driver.release_snapshot(frozen, back)) > 4
+    assert _cut_off(driver, monkeypatch, lambda: driver.release(mine, theirs)) > 4
+    assert "old" in ceph.rbd("snap", "ls", f"{bridged.POOL}/theirs")
+    for moment in range(1, 12):  # cut off, and then undone, and deleted
+        with monkeypatch.context() as patched, contextlib.suppress(Cut):
+            patched.setattr(driver._bridge, "call", Countdown(moment).of(driver._bridge.call))
+            driver.adopt(mine, theirs)
+        driver.release(mine, theirs)
+        driver.delete(mine)
+        assert ceph.rbd("ls", bridged.POOL).split() == ["theirs"]
 
 
 def test_pools_of_an_array(array: Array) -> None:
