@@ -29,7 +29,7 @@ def load(target: str, modules: Iterable[str], directory: str) -> None:
         if os.path.isdir(f"/sys/module/{module}"):
             continue
         try:
-            command.run(["/sbin/modprobe", module], timeout=30)
+            command.run(["/sbin/modprobe", module], timeout=120)
         except StorageError as problem:
             if module == "configfs" and os.path.isdir(ROOT):
                 continue  # built into the kernel

@@ -67,6 +67,8 @@ class Lio:
         _rtslib()
         configfs.load("lio", _MODULES, "target")
         os.makedirs(f"{_DATABASE}/pr", mode=0o700, exist_ok=True)
+        with _told("be prepared"):
+            _rtslib().RTSRoot()  # tells the kernel of that directory, before it serves anything
         configfs.make(f"{_ROOT}/iscsi")
 
     def stop(self) -> None:

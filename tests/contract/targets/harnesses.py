@@ -40,6 +40,8 @@ class Harness:
     cannot: ClassVar[dict[str, str]] = {}
     # calls besides system calls that Python tells of (files, sockets, programs) before which it is killed
     effects: ClassVar[Iterable[tuple[type, str]]] = ()
+    # a kill before each effect of an export is tried by one of this many tests (1 or 2), where both take long
+    step: ClassVar[int] = 1
     connector: ClassVar[dict[str, Any]] = {
         "initiator": "iqn.1994-05.com.redhat:contract",
         "nqn": "nqn.2014-08.org.nvmexpress:uuid:5a2fbe5c-8a1c-4dd4-9a53-2c3a2d1b6c1e",
