@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -45,12 +45,13 @@ class CinderDriver(CinderManaging):
                 told[f"{key}_capacity_gb"] = each
         for key in ("reserved_percentage", "max_over_subscription_ratio"):
             told.pop(key, None)  # the service has options of these names
+        efficient = {"efficient_clone": True} if self._reached() else {}  # of others it is not known
         return PoolStats(
             pool=told.pop("pool_name", None) or self._pool,
             total_gb=float(plain[0]),
             free_gb=float(plain[1]),
             thin=bool(told.get("thin_provisioning_support", False)),
-            capabilities={"volume_backend_name": self._pool, **told},
+            capabilities={"volume_backend_name": self._pool, **efficient, **told},
         )
 
     # -- volumes ------------------------------------------------------------------------------------------
@@ -62,8 +63,7 @@ class CinderDriver(CinderManaging):
     @contextlib.contextmanager
     def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:  # noqa: ARG002 - an id tells workers apart
         """A volume under another id, which then is the volume's."""
-        self._bridge.start()
-        if str(self._bridge.facts["protocol"]).lower() not in _REACHED:
+        if not self._reached():
             raise Unsupported(
                 f"The service has no way of its own to the bytes of back end {self._pool}: it cannot write "
                 "an image there."
@@ -155,12 +155,28 @@ class CinderDriver(CinderManaging):
             with contextlib.suppress(Unsupported):
                 self._bridge.call("revert_to_snapshot", CONTEXT, self._volume(volume, note, alias), told)
                 return
-        entered, made = self._try("volume", volume.id, note.size)
-        fresh = self._volume(volume, entered, made)
-        answer = self._bridge.call("create_volume_from_snapshot", fresh, told)
+        self._replaced(
+            volume, note, lambda fresh: self._bridge.call("create_volume_from_snapshot", fresh, told)
+        )
+
+    def replace(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
+        """By a clone of the source in its place."""
+        note, _ = self._there(volume)
+        of, origin = self._there(source)
+        self._refuse_smaller(volume, of, f"volume {source.id}")
+        told = self._volume(source, of, origin)
+        progress(of.size * GIB, of.size * GIB)
+        self._replaced(volume, note, lambda fresh: self._bridge.call("create_cloned_volume", fresh, told))
+
+    def _replaced(self, volume: VolumeRef, before: Note, build: Callable[[dict[str, Any]], Answer]) -> None:
+        """Make another volume, and let it be this one; the one before goes, or stays for its snapshots."""
+        entered, made = self._try("volume", volume.id, before.size)
+        answer = build(self._volume(volume, entered, made))
         self._become("volume", volume.id, made, answer.of(made), over=True)
-        with contextlib.suppress(StorageError):  # its snapshots keep it: it goes with the volume
-            self._remove("volume", volume.id, note, alias, volume.pool)
+        self._drop("volume", volume.id, volume.pool)
+        if before.live is not None:
+            with contextlib.suppress(StorageError):
+                self._remove("volume", volume.id, before, before.live, volume.pool)
 
     def retype(self, volume: VolumeRef, changes: Mapping[str, tuple[str | None, str | None]]) -> bool:
         """Ask the driver whether it can; what it keeps of the type is then as the new one has it."""
@@ -206,15 +222,17 @@ class CinderDriver(CinderManaging):
         return self._address(volume, note, alias)
 
     def _address(self, volume: VolumeRef, note: Note, alias: str) -> BlockAddress:
-        self._bridge.start()
-        protocol = str(self._bridge.facts["protocol"])
-        if protocol.lower() not in _REACHED:  # to let this host in would be an export of its own
-            return BlockAddress(protocol or "unknown", alias)
+        if not self._reached():  # to let this host in would be an export of its own
+            return BlockAddress(str(self._bridge.facts["protocol"]) or "unknown", alias)
         if alias not in self._addresses:
             told = self._volume(volume, note, alias)
             info = self._bridge.call("initialize_connection", told, {"host": socket.gethostname()}).result
             self._addresses[alias] = _address_of(info, self._options.section)
         return self._addresses[alias]
+
+    def _reached(self) -> bool:
+        self._bridge.start()
+        return str(self._bridge.facts["protocol"]).lower() in _REACHED
 
     def size_of(self, volume: VolumeRef) -> int | None:
         """What the back end says, or what was noted."""
