@@ -1,6 +1,6 @@
 """What a storage driver needs for a snapshot and a clone of small and of large volumes.
 
-    python bench/storage.py CONFIG [--sizes 1,100] [--rounds 5] [--output FILE]
+    python bench/storage.py CONFIG [--sizes 1,100] [--rounds 5] [--image LOCATION] [--output FILE]
 
 Measures the driver of every back end of a configuration file by itself, without service or database. What
 is cloned holds 64 MiB of data. A driver that shares blocks should be as quick with 100 GiB as with 1.
@@ -25,23 +25,25 @@ import machine
 from lapilli import compose
 from lapilli.adapters import qemu
 from lapilli.config import Config
-from lapilli.ports.driver import Driver, SnapshotRef, VolumeRef
+from lapilli.ports.driver import Driver, ImageCloning, SnapshotRef, VolumeRef
 
 DATA = "64M"
 
 
-def figures(driver: Driver, sizes: Sequence[int], rounds: int) -> Iterator[tuple[str, int, list[float]]]:
+def figures(
+    driver: Driver, sizes: Sequence[int], rounds: int, image: str | None = None
+) -> Iterator[tuple[str, int, list[float]]]:
     """What was done, of how many GiB, and the milliseconds of each time."""
     for size in sizes:
-        for what, times in _Story(driver, size, rounds).told():
+        for what, times in _Story(driver, size, rounds, image).told():
             yield what, size, times
 
 
 class _Story:
     """Volumes of one size: they are made, frozen, cloned and removed."""
 
-    def __init__(self, driver: Driver, size: int, rounds: int) -> None:
-        self._driver, self._size, self._rounds = driver, size, rounds
+    def __init__(self, driver: Driver, size: int, rounds: int, image: str | None) -> None:
+        self._driver, self._size, self._rounds, self._image = driver, size, rounds, image
         self._pool = driver.pools()[0].pool
         self._made: list[VolumeRef] = []
         self._frozen: list[SnapshotRef] = []
@@ -63,6 +65,8 @@ class _Story:
             clones = self._volumes()
             yield "clone", _times(partial(_made_of, driver.clone, source), clones)
             yield "delete a clone", _times(driver.delete, clones)
+            if self._image is not None and isinstance(driver, ImageCloning):
+                yield "clone an image", _times(partial(_of_image, driver, self._image), self._volumes())
         finally:
             for snapshot in reversed(self._frozen):
                 driver.delete_snapshot(snapshot)
@@ -77,6 +81,11 @@ class _Story:
 
 def _made_of(call: Callable[..., None], source: object, volume: VolumeRef) -> None:
     call(volume, source, _quiet)
+
+
+def _of_image(driver: ImageCloning, location: str, volume: VolumeRef) -> None:
+    if not driver.clone_image(volume, [location]):
+        sys.exit(f"{location} cannot be cloned here")
 
 
 def _times(call: Callable[[Any], None], subjects: Sequence[object]) -> list[float]:
@@ -104,13 +113,14 @@ def main() -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("--sizes", default="1,100", help="GiB, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--image", help="where a raw image is that the back end can clone")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     told: list[dict[str, Any]] = []
     sizes = [int(each) for each in chosen.sizes.split(",")]
     for backend in compose.make_backends(Config.load(str(chosen.config))):
         backend.driver.start()
-        for what, size, times in figures(backend.driver, sizes, chosen.rounds):
+        for what, size, times in figures(backend.driver, sizes, chosen.rounds, chosen.image):
             row = {"back end": backend.name, "what": what, "gib": size}
             row |= {"p50_ms": round(statistics.median(times), 2), "max_ms": round(max(times), 2)}
             told.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from lapilli.adapters.drivers.rbd import Rbd, RbdOptions
 from tests.ceph.cluster import Cluster
+from tests.ceph.volumes import MIB
 
 WAYS = ("library", "program")
 
@@ -30,3 +32,16 @@ def make(ceph: Cluster, tmp_path: Path) -> Callable[..., Rbd]:
         return driver
 
     return made
+
+
+@pytest.fixture
+def image(ceph: Cluster, tmp_path: Path) -> str:
+    """An image of 3 MiB, kept as Glance keeps one; its location."""
+    ceph.empty("images")
+    content = tmp_path / "image.raw"
+    content.write_bytes(b"image" + bytes(3 * MIB - 5))
+    name = str(uuid.uuid4())
+    ceph.rbd("import", "--no-progress", content, f"images/{name}")
+    ceph.rbd("snap", "create", "--no-progress", f"images/{name}@snap")
+    ceph.rbd("snap", "protect", f"images/{name}@snap")
+    return f"rbd://{ceph.fsid}/images/{name}/snap"

@@ -166,19 +166,6 @@ def test_the_trash_of_others_is_left_alone(ceph: Cluster, make: Make) -> None:
 # --- images of the image service -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def image(ceph: Cluster, tmp_path: Path) -> str:
-    """An image of 3 MiB, kept as Glance keeps one; its location."""
-    ceph.empty("images")
-    content = tmp_path / "image.raw"
-    content.write_bytes(b"image" + bytes(3 * MIB - 5))
-    name = str(uuid.uuid4())
-    ceph.rbd("import", "--no-progress", content, f"images/{name}")
-    ceph.rbd("snap", "create", "--no-progress", f"images/{name}@snap")
-    ceph.rbd("snap", "protect", f"images/{name}@snap")
-    return f"rbd://{ceph.fsid}/images/{name}/snap"
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("clones", [1, 2])
 def test_a_volume_is_a_clone_of_an_image_in_the_same_cluster(

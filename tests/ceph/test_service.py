@@ -224,3 +224,29 @@ def test_the_pool_is_told_to_operators(api: Api) -> None:
     assert told["storage_protocol"] == "ceph"
     assert told["volume_backend_name"] == "ceph"
     assert 10 < told["free_capacity_gb"] <= told["total_capacity_gb"] <= 20
+
+
+def test_a_volume_of_an_image_in_the_same_cluster_is_a_clone(api: Api, ceph: Cluster, tmp_path: Path) -> None:
+    content = tmp_path / "kept.raw"
+    content.write_bytes(b"image" + bytes((3 << 20) - 5))
+    image_id = str(uuid.uuid4())
+    ceph.rbd("import", "--no-progress", content, f"images/{image_id}")
+    ceph.rbd("snap", "create", "--no-progress", f"images/{image_id}@snap")
+    record = {
+        "id": image_id,
+        "name": "kept",
+        "status": "active",
+        "visibility": "public",
+        "disk_format": "raw",
+        "container_format": "bare",
+        "size": 3 << 20,
+        "virtual_size": 3 << 20,
+        "locations": [f"rbd://{ceph.fsid}/images/{image_id}/snap"],
+    }
+    (api.service.state_dir / "images" / f"{image_id}.json").write_text(json.dumps(record))
+    volume = api.volume(1, imageRef=image_id)
+    told = json.loads(ceph.rbd("info", f"{POOL}/volume-{volume['id']}", "--format", "json"))
+    assert told["parent"]["image"] == image_id, "its content is nowhere else, and was not copied"
+    _io(ceph, f"{POOL}/volume-{volume['id']}", "read -P 0x69 0 1", "read -P 0 4M 1M")
+    assert volume["bootable"] == "true"
+    _delete(api, f"/v3/volumes/{volume['id']}")

@@ -88,6 +88,8 @@ class Library:
             if login.timeout:
                 for name in ("rados_osd_op_timeout", "rados_mon_op_timeout", "client_mount_timeout"):
                     made.conf_set(name, str(login.timeout))
+            if made.conf_get("rados_mon_op_timeout") in ("0", "0.000000"):
+                made.conf_set("rados_mon_op_timeout", str(_PATIENCE))  # or statistics would wait for ever
             try:
                 made.connect(timeout=login.timeout or _PATIENCE)
             except self._rados.ObjectNotFound as problem:
