@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from lapilli.context import Context
 from lapilli.domain import encryption as rules
 from lapilli.domain.encryption import Layout
-from lapilli.domain.model import Image, Snapshot, Volume, VolumeType
+from lapilli.domain.model import Image, Volume, VolumeType
 from lapilli.errors import InvalidInput, KeyStoreError
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
@@ -59,12 +59,11 @@ def plan(
     volume: Volume,
     *,
     source: Volume | None,
-    snapshot: Snapshot | None,
     image: Image | None,
 ) -> tuple[Volume, dict[str, Any] | None]:
     """The volume with its key's id and its header's room, and what its create must know of its key.
 
-    `source` is also the volume of a `snapshot`. Raises `InvalidInput`.
+    `source` is also the volume of a snapshot, which has the same key. Raises `InvalidInput`.
     """
     if kind.encryption is None:
         if image is not None and is_sealed(image):
@@ -75,8 +74,7 @@ def plan(
         raise InvalidInput("A volume cannot be both encrypted and multiattach.")
     told: dict[str, Any] = {"bits": layout.key_size}
     if source is not None:
-        key_id = (snapshot or source).encryption_key_id
-        told["source"] = {"id": key_id, "project_id": source.project_id}
+        told["source"] = {"id": source.encryption_key_id, "project_id": source.project_id}
     elif image is not None and is_sealed(image):
         told["source"] = _key_of(core, image)
     elif image is not None:

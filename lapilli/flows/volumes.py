@@ -167,9 +167,7 @@ def plan_create(
     volume, told = _new_volume(context, request, sources, kind, size, zone), None
     if kind.encryption is not None or sources.image is not None:
         origin = sources.source or sources.snapshot_origin
-        volume, told = encryption.plan(
-            core, kind, volume, source=origin, snapshot=sources.snapshot, image=sources.image
-        )
+        volume, told = encryption.plan(core, kind, volume, source=origin, image=sources.image)
     return Plan(volume=volume, kind=kind, spec=spec, encryption=told)
 
 

@@ -225,9 +225,12 @@ class Doctor:
                 partial(self.core.keys.delete, key.owner, key.id, key.project_id),
             )
         ids = {key.id for key in kept}
+        served = {backend.host for backend in self.backends}
         for each in self.volumes.values():
             if each.id in self.busy or each.status in EMPTY or each.encryption_key_id is None:
                 continue
+            if backend_host(each.host or "") not in served:
+                continue  # its key may be where it is served
             if not self._has_key(each, ids):
                 yield Difference(f"volume {each.id} is encrypted, but its key is gone")
 

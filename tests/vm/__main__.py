@@ -43,6 +43,7 @@ PACKAGES = (
     "udev",
     "lvm2",
     "thin-provisioning-tools",
+    "cryptsetup-bin",
     "qemu-utils",
     "qemu-block-extra",
     "tgt",
