@@ -388,7 +388,7 @@ def _fenced(names: tuple[str, ...]) -> sa.Update:
             _op.id == sa.bindparam("op"),
             _op.claim == sa.bindparam("mine"),
             # a database that forgets its last commits in a crash gives the same number out once more
-            _op.owner == sa.bindparam("me"),
+            _op.owner.is_not_distinct_from(sa.bindparam("me")),  # nobody, for one that is ended by force
             _op.state.in_(HELD_WORDS),
         )
         .values({name: sa.bindparam(f"new_{name}") for name in names})
