@@ -28,6 +28,7 @@ from typing import Any
 
 import fill
 import hosts
+import images
 import journal
 import load
 import machine
@@ -55,12 +56,13 @@ class Size:
     together: int  # volumes made at concurrency 8
     volumes: int  # rows that are listed from
     pages: int  # list requests
+    image: int  # MiB of data in an image
 
 
 SIZES = {
-    "full": Size(10.0, 3.0, 200, 400, 100_000, 60),
-    "small": Size(3.0, 1.0, 50, 100, 100_000, 20),
-    "tiny": Size(0.5, 0.3, 5, 16, 2_000, 3),
+    "full": Size(10.0, 3.0, 200, 400, 100_000, 60, 1024),
+    "small": Size(3.0, 1.0, 50, 100, 100_000, 20, 256),
+    "tiny": Size(0.5, 0.3, 5, 16, 2_000, 3, 16),
 }
 
 
@@ -260,6 +262,36 @@ class Bench:
             told = spread(times)
             self.add(f"file pool: {what}, {size} GiB, p50", told["p50"], "ms", None, **told)
 
+    def images(self) -> None:
+        """Volumes of images: converted, in turn with plain conversions of the same file; and cloned."""
+        first, plain, synced, again = [], [], [], []
+        path = images.image_file(self.work, self.size.image)
+        for _ in range(max(3, self.size.singles // 40)):
+            with images.added(self.service, path) as (image, file):
+                fast, whole = images.plainly(file, Path(self.service.pool) / "plain.raw")
+                plain.append(fast)
+                synced.append(whole)
+                first.append(images.create(self.service, image))
+                again += [images.create(self.service, image) for _ in range(5)]
+        what = f"{self.size.image} MiB of data in {images.VIRTUAL} GiB"
+        medians = [statistics.median(each) for each in (first, plain, synced)]
+        for name, value, runs in (
+            (f"create from an image, first, {what}", medians[0], first),
+            ("plain qemu-img convert of the same file", medians[1], plain),
+            ("the same and its fsync", medians[2], synced),
+        ):
+            self.add(name, value, "s", runs=[round(each, 3) for each in runs])
+        self.add("first create to plain qemu-img convert", medians[0] / medians[1], "", Aim("<", 1.1))
+        self.add("first create to that with its fsync", medians[0] / medians[2], "")
+        told = spread([each * 1000 for each in again])
+        kind = "clone" if self._clones() else "conversion, for want of reflinks"
+        aim = Aim("<", 100) if self._clones() else None
+        self.add(f"second create from the same image ({kind}), p50", told["p50"], "ms", aim, **told)
+
+    def _clones(self) -> bool:
+        pools = self.service.ask("GET", "/v3/scheduler-stats/get_pools?detail=True")["pools"]
+        return all(pool["capabilities"]["efficient_clone"] for pool in pools)
+
     def attach(self) -> None:
         """Attach with a connector (a real iSCSI export with CHAP), then delete the attachment."""
         found = self.service.job("attach", volumes=self._volumes(self.size.singles))
@@ -326,6 +358,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "available": Bench.available,
     "create": Bench.create,
     "show": Bench.show,
+    "images": Bench.images,
     "attach": Bench.attach,
     "targets": Bench.targets,
     "list": Bench.list,

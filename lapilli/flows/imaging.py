@@ -15,6 +15,7 @@ from lapilli.flows import encryption, image_cache
 from lapilli.flows.claims import Work
 from lapilli.flows.scheduling import READY
 from lapilli.ports.driver import GIB, BlockAddress, ImageCloning, Replacing, VolumeRef
+from lapilli.ports.images import Content
 
 
 def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False) -> None:
@@ -30,10 +31,11 @@ def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False
     kept = _kept(work, ref, image, over=over)
     if kept is None or not _cloned(work, ref, kept, over=over):
         with (
-            _fetched(work, ref, image) as (path, _),
+            _fetched(work, ref, image) as (content, _),
             driver.staging(ref, str(work.operation.claim), over=over) as staged,
         ):
-            work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
+            work.core.converter.to_raw(content.path, image.disk_format, staged, work.progress)
+            content.whole()
             work.check()
 
 
@@ -45,26 +47,27 @@ def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *
     if not over and driver.size_of(ref) is not None:
         return  # made by a worker that died before it could say so
     with (
-        _fetched(work, ref, image) as (path, _),
+        _fetched(work, ref, image) as (content, _),
         driver.staging(ref, str(work.operation.claim), over=over) as staged,
     ):
         if encryption.is_sealed(image):
-            work.core.converter.to_raw(path, image.disk_format, staged, work.progress)
+            work.core.converter.to_raw(content.path, image.disk_format, staged, work.progress)
         else:
-            encryption.write_header(work, volume, staged, (path, image.disk_format))
+            encryption.write_header(work, volume, staged, (content.path, image.disk_format))
+        content.whole()
         work.check()
 
 
 @contextmanager
-def _fetched(work: Work, ref: VolumeRef, image: Image) -> Iterator[tuple[str, int]]:
-    """(path of the image's file, checked; its virtual size in bytes), for one operation of this host."""
+def _fetched(work: Work, ref: VolumeRef, image: Image) -> Iterator[tuple[Content, int]]:
+    """(the image's file, safe to open; its virtual size in bytes), for one operation of this host."""
     scratch = os.path.join(work.core.config.state_dir, "conversion")
     os.makedirs(scratch, mode=0o700, exist_ok=True)
     alone = work.core.single_flight(f"image-{image.id}", work.operation.id)
-    with alone, work.core.images.fetch(image, scratch, work.progress) as path:
-        length = work.core.converter.check(path, image.disk_format or "")
+    with alone, work.core.images.fetch(image, scratch, work.progress) as content:
+        length = work.core.converter.check(content.path, image.disk_format or "")
         _refuse_larger(image.id, length - encryption.image_overhead(image, ref.overhead), ref)
-        yield path, length
+        yield content, length
 
 
 # --- a clone of where the image is kept ------------------------------------------------------------------
@@ -108,10 +111,11 @@ def _kept(work: Work, ref: VolumeRef, image: Image, *, over: bool) -> CachedImag
     found = image_cache.find_or_begin(work, f"{work.storage.host}#{ref.pool}", image)
     if found is None or found.state == READY:
         return found
-    with _fetched(work, ref, image) as (path, length):
+    with _fetched(work, ref, image) as (content, length):
 
         def write(staged: BlockAddress) -> None:
-            work.core.converter.to_raw(path, image.disk_format or "", staged, work.progress)
+            work.core.converter.to_raw(content.path, image.disk_format or "", staged, work.progress)
+            content.whole()
 
         return image_cache.fill(work, found, length, write)
 

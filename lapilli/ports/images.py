@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lapilli.context import Context
 from lapilli.domain.model import Image
 from lapilli.ports.driver import BlockAddress, Progress
+
+
+class Content(NamedTuple):
+    """An image's file. What is made of it may only be used once `whole` has returned.
+
+    It may still be compared with its checksum while it is converted: `whole` waits for that.
+    """
+
+    path: str
+    whole: Callable[[], None]
 
 
 class ImageSource(Protocol):
@@ -29,9 +39,12 @@ class ImageSource(Protocol):
     def exists(self, image_id: str) -> bool:
         """Whether there is an image with that id; what cannot be found out raises."""
 
-    def fetch(self, image: Image, directory: str, progress: Progress) -> AbstractContextManager[str]:
-        """A local path of the image's file for the time of the context; `directory` is for one that must be
-        copied. Raises `ImageUnacceptable` when it is gone, or its checksum or its signature is wrong."""
+    def fetch(self, image: Image, directory: str, progress: Progress) -> AbstractContextManager[Content]:
+        """The image's file for the time of the context; `directory` is for one that must be copied.
+
+        Raises `ImageUnacceptable` when it is gone, or its checksum or its signature is wrong: at the
+        beginning, or later, when `whole` of it is called, and at the end of the context at the latest.
+        """
 
     def create(self, context: Context, image_id: str, name: str, **properties: Any) -> Image:
         """Record an image in status `queued`; one that exists already is returned as it is.

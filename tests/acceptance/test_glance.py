@@ -207,7 +207,8 @@ def test_fetch_gives_the_content_and_notices_damage(
     image = images.get(made())
     images = source(cloud, tmp_path / "scratch", glance_num_retries=0)  # it would try again in vain
     told: list[tuple[int, int]] = []
-    with images.fetch(image, str(tmp_path), lambda done, total: told.append((done, total))) as path:
+    with images.fetch(image, str(tmp_path), lambda done, total: told.append((done, total))) as (path, whole):
+        whole()
         assert Path(path).read_bytes() == CONTENT
         assert os.stat(path).st_blocks * 512 < 2 * MIB, "the hole was filled"
     assert told[-1] == (len(CONTENT), len(CONTENT))
@@ -290,7 +291,8 @@ def test_an_upload_whose_sender_is_killed_is_done_again(
     sender.stdout.close()
     assert images.get(image.id).status != "active"
     assert images.upload(image.id, str(path), quiet).size == 20 * MIB
-    with images.fetch(images.get(image.id), str(tmp_path), quiet) as copy:
+    with images.fetch(images.get(image.id), str(tmp_path), quiet) as (copy, whole):
+        whole()
         assert Path(copy).read_bytes() == path.read_bytes()
     images.discard(image.id)
 
@@ -375,7 +377,8 @@ def test_signed_images(cloud: Cloud, demo: Any, made: Make, tmp_path: Path) -> N
     elliptic = _signer(curve, tmp_path)
     sure = curve.sign(CONTENT, ec.ECDSA(hashes.SHA256()))
     for properties in (_signed("RSA-PSS", known, good), _signed("ECC_SECP521R1", elliptic, sure)):
-        with images.fetch(signed(properties), str(tmp_path), quiet) as path:
+        with images.fetch(signed(properties), str(tmp_path), quiet) as (path, whole):
+            whole()
             assert Path(path).read_bytes() == CONTENT
     for properties, words in (
         (_signed("RSA-PSS", known, secret.sign(b"other", pss, hashes.SHA256())), "not that of its content"),
@@ -392,5 +395,6 @@ def test_signed_images(cloud: Cloud, demo: Any, made: Make, tmp_path: Path) -> N
             raise AssertionError("it was handed out")
         assert told.value.detail == "011"
     careless = source(cloud, tmp_path / "scratch", verify_glance_signatures="disabled")
-    with careless.fetch(images.get(identifier), str(tmp_path), quiet) as path:
+    with careless.fetch(images.get(identifier), str(tmp_path), quiet) as (path, whole):
+        whole()
         assert Path(path).read_bytes() == CONTENT

@@ -316,7 +316,8 @@ def test_projects_do_not_meet_each_others_images(images: DirectoryImages, make: 
 def test_fetch_gives_the_file_and_notices_damage(images: DirectoryImages, make: Make, tmp_path: Path) -> None:
     source = make("raw")
     image = images.add(f"file://{source}", name="disk", disk_format="raw")
-    with images.fetch(image, str(tmp_path), quiet) as path:
+    with images.fetch(image, str(tmp_path), quiet) as (path, whole):
+        whole()
         assert Path(path).read_bytes() == source.read_bytes()
     with open(path, "rb+") as file:
         file.write(b"damage")

@@ -62,7 +62,7 @@ def to_raw(path: str, declared_format: str, destination: BlockAddress, progress:
 
     May be repeated: parts that are zero in the image are zeroed on the volume, without using space there.
     """
-    write(path, declared_format, qemu.image_options(destination), progress)
+    write(path, declared_format, qemu.image_options(destination), progress, direct=_is_direct(destination))
     sync(destination)
 
 
@@ -72,9 +72,15 @@ def write(
     destination: str,
     progress: Progress,
     secret: command.MemoryFile | None = None,
+    *,
+    direct: bool = False,
 ) -> None:
-    """The same to whatever QEMU's options describe; `secret` is what they call `key`. Nothing is synced."""
-    arguments = ["-n", "-t", "writeback", "-f", _qemu_format(declared_format), "--target-image-opts"]
+    """The same to whatever QEMU's options describe; `secret` is what they call `key`. Nothing is synced.
+
+    `direct` goes past this host's cache: what fills it would push out others' pages, and be written later.
+    """
+    cache = ["-t", "none", "-W"] if direct else ["-t", "writeback"]
+    arguments = ["-n", *cache, "-f", _qemu_format(declared_format), "--target-image-opts"]
     if secret is not None:
         arguments += ["--object", f"secret,id=key,file={secret.path}"]
     what = f"The image could not be converted from {declared_format}"
@@ -97,6 +103,17 @@ def from_raw(source: BlockAddress, disk_format: str, path: str, progress: Progre
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         raise
+
+
+def _is_direct(destination: BlockAddress) -> bool:
+    """Whether it can be written past this host's cache, which a few file systems refuse."""
+    if destination.kind not in ("file", "block"):
+        return False
+    try:
+        os.close(os.open(destination.location, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _qemu_format(disk_format: str) -> str:

@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -31,6 +31,7 @@ from lapilli.context import Context
 from lapilli.domain.model import Image
 from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, LapilliError, StorageError
 from lapilli.ports.driver import Progress
+from lapilli.ports.images import Content
 
 _log = logging.getLogger("lapilli.images")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -93,7 +94,7 @@ class DirectoryImages:
             return None
 
     @contextmanager
-    def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[str]:  # noqa: ARG002
+    def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[Content]:  # noqa: ARG002
         """The file itself: nothing is copied, so `directory` is not used. Raises `ImageUnacceptable`."""
         path = self._content(image)
         try:
@@ -102,22 +103,23 @@ class DirectoryImages:
             raise ImageUnacceptable(f"The content of image {image.id} is gone.") from None
         if image.status != "active" or status.st_size != image.size:
             raise ImageUnacceptable(f"The content of image {image.id} is not complete.")
-        self._verify(image, path, (status.st_ino, status.st_size, status.st_mtime_ns))
-        progress(status.st_size, status.st_size)
-        yield path
-
-    def _verify(self, image: Image, path: str, version: tuple[int, int, int]) -> None:
-        """Compare the checksum, once per process for each state of the file. Raises `ImageUnacceptable`."""
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
         if image.checksum is None or self._verified.get(image.id) == version:
+            yield Content(path, lambda: None)
             return
-        digest = hashlib.md5(usedforsecurity=False)
-        with open(path, "rb") as file:
-            for piece in iter(lambda: file.read(_PIECE), b""):
-                digest.update(piece)
-        if digest.hexdigest() != image.checksum:
-            raise ImageUnacceptable(f"The content of image {image.id} does not match its checksum.")
-        with self._lock:
-            self._verified[image.id] = version
+        comparison = _Comparison(path, image.checksum)
+        try:
+
+            def whole() -> None:
+                if not comparison.matches(lambda done: progress(done, status.st_size)):
+                    raise ImageUnacceptable(f"The content of image {image.id} does not match its checksum.")
+                with self._lock:
+                    self._verified[image.id] = version
+
+            yield Content(path, whole)
+            whole()
+        finally:
+            comparison.end()
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -272,6 +274,49 @@ class DirectoryImages:
             os.fsync(file.fileno())
         os.rename(part, self._json(image.id))
         os.fsync(directory)
+
+
+class _Comparison:
+    """Compares a file with its MD5 sum, once per process for each state of the file, in a thread.
+
+    So it goes on beside the conversion; both read the same pages.
+    """
+
+    def __init__(self, path: str, checksum: str) -> None:
+        self._path, self._checksum = path, checksum
+        self._done = 0
+        self._stopped = False
+        self._result: bool | OSError = False
+        self._thread = threading.Thread(target=self._run, name="image-checksum", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        digest = hashlib.md5(usedforsecurity=False)
+        try:
+            with open(self._path, "rb") as file:
+                for piece in iter(lambda: file.read(_PIECE), b""):
+                    if self._stopped:
+                        return
+                    digest.update(piece)
+                    self._done += len(piece)
+            self._result = digest.hexdigest() == self._checksum
+        except OSError as problem:
+            self._result = problem
+
+    def matches(self, told: Callable[[int], None]) -> bool:
+        """Whether the file is what it should be; tells how many bytes were read, while it waits."""
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+            if self._thread.is_alive():
+                told(self._done)
+        if isinstance(self._result, OSError):
+            raise ImageUnacceptable(f"The image cannot be read: {self._result.strerror}.")
+        return self._result
+
+    def end(self) -> None:
+        """Compare no longer."""
+        self._stopped = True
+        self._thread.join()
 
 
 def _record(image_id: str, name: str, properties: dict[str, Any]) -> Image:

@@ -39,6 +39,7 @@ from lapilli.errors import (
     StorageError,
 )
 from lapilli.ports.driver import Progress
+from lapilli.ports.images import Content
 
 _log = logging.getLogger("lapilli.images")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -106,14 +107,14 @@ class GlanceImages:
     # -- what operations do -------------------------------------------------------------------------------
 
     @contextmanager
-    def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[str]:
+    def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[Content]:
         """A copy in `directory`, checked, for the time of the context. Raises `ImageUnacceptable`."""
         path = os.path.join(directory, f"{image.id}.download")
         try:
             self._download(image, path, progress)
             if self._options.verify_glance_signatures == "enabled":
                 signatures.verify(image, path, self._options.signature_certificates)
-            yield path
+            yield Content(path, lambda: None)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
