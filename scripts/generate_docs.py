@@ -78,14 +78,37 @@ def _sentence(thing: Any) -> str:
 
 # --- back ends -------------------------------------------------------------------------------------------
 
-_CONTRACT = DOCS.parent / "tests" / "contract" / "drivers"
+_CONTRACTS = DOCS.parent / "tests" / "contract"
 
 
 def back_ends() -> str:
-    """The page of what each storage driver passes of the contract, as its last run has written down."""
-    ran = json.loads((_CONTRACT / "results.json").read_text())
-    contract = ast.parse((_CONTRACT / "test_contract.py").read_text())
-    names = [each.name for each in contract.body if getattr(each, "name", "").startswith("test_")]
+    """The page of what each storage driver and target passes, as its last run has written down."""
+    return f"""# What each back end passes
+
+One suite per contract runs unchanged on everything that fulfils it: on files here, on LVM and the kernel's
+targets in a virtual machine, on Ceph in a cluster of one node. A run writes its results down when
+`LAPILLI_WRITE_BACKENDS=1` is set.
+
+## Storage drivers
+
+`tests/contract/drivers/test_contract.py`. Volumes are read and written as files and block devices, or else
+through QEMU.
+
+{_passed("drivers")}
+## Targets
+
+`tests/contract/targets/test_contract.py`. Exported volumes are read and written by a real initiator: QEMU's
+for iSCSI and NBD, the kernel's for NVMe.
+
+{_passed("targets")}"""
+
+
+def _passed(contract: str) -> str:
+    """A table of tests and what runs them, and below it the reasons of each no."""
+    folder = _CONTRACTS / contract
+    ran = json.loads((folder / "results.json").read_text())
+    suite = ast.parse((folder / "test_contract.py").read_text())
+    names = [each.name for each in suite.body if getattr(each, "name", "").startswith("test_")]
     reasons: list[str] = []
 
     def outcome(tests: dict[str, str], name: str) -> str:
@@ -99,18 +122,7 @@ def back_ends() -> str:
     rows = [(_said(name), *(outcome(each["tests"], name) for each in ran.values())) for name in names]
     table = _table(("Test", *(each["title"] for each in ran.values())), rows)
     notes = "\n".join(f"{number}. {reason}." for number, reason in enumerate(reasons, 1))
-    return f"""# What each back end passes
-
-One suite, `tests/contract/drivers/test_contract.py`, runs unchanged on every storage driver: on files
-here, on LVM in a virtual machine, on Ceph in a cluster of one node. A run writes its results down when
-`LAPILLI_WRITE_BACKENDS=1` is set. Volumes are read and written as files and block devices, or else through
-QEMU.
-
-{table}
-Where it says no:
-
-{notes}
-"""
+    return f"{table}\nWhere it says no:\n\n{notes}\n" if notes else table
 
 
 def _said(name: str) -> str:

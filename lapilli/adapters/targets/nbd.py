@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import msgspec
@@ -57,13 +57,14 @@ class Nbd:
 
     kinds = ("file", "block", "rbd", "nbd", "iscsi")
     serves = True
+    # ports of volumes that are served, or soon will be, by (root, volume); back ends of a process share them
+    _ports: ClassVar[dict[tuple[Path, str], int]] = {}
+    _choosing = threading.Lock()
 
     def __init__(self, options: NbdOptions, *, name: str, state_dir: str) -> None:
         self.name = name
         self._options = options
         self._root = Path(state_dir).absolute() / "nbd" / quote(name, safe="")
-        self._ports: dict[str, int] = {}  # of volumes that are served, or soon will be
-        self._choosing = threading.Lock()
 
     def start(self) -> None:
         """Check the options; a daemon is started with each export. Raises `ConfigError`, `StorageError`."""
@@ -118,26 +119,24 @@ class Nbd:
             1 + self._options.nbd_last_port - self._options.nbd_first_port,
         )
         with self._choosing:
-            if volume_id in self._ports:
-                return self._ports[volume_id]
+            if (self._root, volume_id) in self._ports:
+                return self._ports[self._root, volume_id]
             taken = set(self._ports.values())
             start = zlib.crc32(volume_id.encode())
             for port in (first + (start + step) % count for step in range(count)):
                 if port not in taken and _is_free(self._options.target_ip_address, port):
-                    self._ports[volume_id] = port
+                    self._ports[self._root, volume_id] = port
                     return port
         raise StorageError("No port is left for another NBD server: see nbd_last_port.", retry=False)
 
     def export(self, spec: ExportSpec) -> None:
         """Serve the volume; a daemon that serves it as wanted is left alone."""
         daemon = self._daemon(spec.volume_id)
-        self._ports[spec.volume_id] = spec.chosen("port")
+        self._ports[self._root, spec.volume_id] = spec.chosen("port")
         with daemon.held(make=True):
             if spec.secret:
                 daemon.put_key(spec.secret)
-            if daemon.is_alive() and daemon.told == _told(spec):
-                daemon.limit(spec.limits)
-                self._settle(daemon)
+            if self._stands(daemon, spec):
                 return
             daemon.end()
             try:
@@ -146,6 +145,19 @@ class Nbd:
                 daemon.remove()
                 raise
         emit("target.daemon.started", target=self.name, volume_id=spec.volume_id, port=spec.chosen("port"))
+
+    def _stands(self, daemon: Daemon, spec: ExportSpec) -> bool:
+        """Whether a daemon serves the volume as wanted; it has the limits and the size of now afterwards."""
+        if not daemon.is_alive() or daemon.told != _told(spec):
+            return False
+        try:
+            daemon.limit(spec.limits)
+        except StorageError:
+            if daemon.is_alive():
+                raise
+            return False  # it was only just starting, and could not
+        self._settle(daemon)
+        return True
 
     def _server(self, spec: ExportSpec) -> list[str]:
         host, port = spec.chosen("host"), spec.chosen("port")
@@ -165,7 +177,7 @@ class Nbd:
             if there:
                 daemon.end()
                 daemon.remove()
-        self._ports.pop(volume_id, None)
+        self._ports.pop((self._root, volume_id), None)
 
     def resize(self, spec: ExportSpec, length: int) -> None:
         """Offer a new length to who connects from now on.
@@ -211,9 +223,9 @@ class Nbd:
         self.start()
         specs = {spec.volume_id: spec for spec in wanted}
         # first: nobody who comes now may be given a port that a guest will look at
-        self._ports |= {
-            volume_id: spec.data["port"] for volume_id, spec in specs.items() if "port" in spec.data
-        }
+        for spec in specs.values():
+            if "port" in spec.data:
+                self._ports[self._root, spec.volume_id] = spec.data["port"]
         mended = []
         for stray in set(self._known()) - specs.keys():
             self.unexport(stray, {})

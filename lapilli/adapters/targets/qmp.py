@@ -12,6 +12,7 @@ from typing import Any
 from lapilli.errors import StorageError
 
 _PATIENCE = 30.0  # seconds for an answer
+_GREETING = 2.0  # seconds for the first words of a daemon
 
 
 class QmpRefusal(StorageError):
@@ -21,15 +22,16 @@ class QmpRefusal(StorageError):
 class Qmp:
     """One connection to a daemon's monitor, the socket `name` in `directory`."""
 
-    def __init__(self, directory: str, name: str, patience: float = _PATIENCE) -> None:
+    def __init__(self, directory: str, name: str) -> None:
         """Raises `StorageError` when none answers there."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(patience)
+        self._socket.settimeout(_GREETING)
         try:
             self._connect(directory, name)
             self._stream = self._socket.makefile("rw", encoding="utf-8")
             self._receive("QMP")
             self.ask("qmp_capabilities")
+            self._socket.settimeout(_PATIENCE)
         except BaseException:
             self._socket.close()
             raise

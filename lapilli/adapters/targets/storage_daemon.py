@@ -122,7 +122,7 @@ class Daemon:
         fresh = self.directory / "export.new"
         fresh.write_text(json.dumps(told))
         fresh.rename(self.directory / "export.json")
-        for stale in ("monitor", "grown"):
+        for stale in ("monitor", "grown", "daemon.pid"):
             with contextlib.suppress(FileNotFoundError):
                 (self.directory / stale).unlink()
         groups = [
@@ -142,13 +142,13 @@ class Daemon:
         }
         command = [PROGRAM, *groups, "--blockdev", json.dumps(_chain(address, 1)), *arguments]
         command += ["--export", json.dumps(export), "--pidfile", "daemon.pid"]
-        # the last, so that whoever reaches it finds all the rest done
         command += ["--chardev", "socket,id=monitor,path=monitor,server=on,wait=off"]
         command += ["--monitor", "chardev=monitor"]
         child = self._spawn(command)
         deadline = time.monotonic() + _START
         while child.poll() is None and time.monotonic() < deadline:
-            if (self.directory / "monitor").exists():
+            # written when all is set up. QEMU may never greet who connects to the monitor before
+            if (self.directory / "daemon.pid").exists():
                 with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor"):
                     return
             time.sleep(_TICK)
@@ -190,14 +190,19 @@ class Daemon:
         """End it, cutting off its clients. Raises `StorageError`."""
         if not self.is_alive():
             return
-        with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor", _QUIT) as monitor:
+        with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor") as monitor:
             monitor.ask("quit")
-        if not self._ends_within(_QUIT):
+            if self._ends_within(_QUIT):
+                return
+        # it hangs, or has only just been started, by a process that is gone
+        deadline = time.monotonic() + _QUIT
+        while time.monotonic() < deadline:
             for pid in self._processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            if not self._ends_within(_QUIT):
-                raise StorageError("The NBD server does not end: what holds the volume's bytes hangs.")
+            if self._ends_within(4 * _TICK):
+                return
+        raise StorageError("The NBD server does not end: what holds the volume's bytes hangs.")
 
     def _ends_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -205,9 +210,6 @@ class Daemon:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_TICK)
-        for pid in self._processes():
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)  # it has let go of its files: it is as good as gone
         return True
 
     def _processes(self) -> list[int]:
@@ -228,9 +230,20 @@ class Daemon:
 
     # -- while it runs ------------------------------------------------------------------------------------
 
+    def _monitor(self) -> Qmp:
+        """Its monitor, once it is there: who started it may have been killed since. Raises `StorageError`."""
+        deadline = time.monotonic() + _START
+        while True:
+            try:
+                return Qmp(str(self.directory), "monitor")
+            except StorageError:
+                if not self.is_alive() or time.monotonic() > deadline:
+                    raise
+            time.sleep(_TICK)
+
     def limit(self, limits: Mapping[str, int]) -> None:
         """Keep these limits from now on; clients stay connected."""
-        with Qmp(str(self.directory), "monitor") as monitor:
+        with self._monitor() as monitor:
             for group in _GROUPS:
                 monitor.ask(
                     "qom-set", path=f"/objects/{group}", property="limits", value=_limits(group, limits)
@@ -244,7 +257,7 @@ class Daemon:
     def grow(self, address: BlockAddress) -> bool:
         """Measure the volume anew; False when clients are connected, who keep the old size until they go."""
         (self.directory / "grown").touch()
-        with Qmp(str(self.directory), "monitor") as monitor:
+        with self._monitor() as monitor:
             nodes, served = _nodes(monitor), _served(monitor)
             for node in nodes.keys() - {served}:
                 monitor.ask("blockdev-del", **{"node-name": node})
@@ -255,7 +268,7 @@ class Daemon:
     def settle(self) -> bool:
         """Serve the newest chain if no client is connected to an older one; True when it is served."""
         told = self.told
-        with Qmp(str(self.directory), "monitor") as monitor:
+        with self._monitor() as monitor:
             nodes, served = _nodes(monitor), _served(monitor)
             newest = max(nodes, key=_number)
             if served is not None and nodes[served] != nodes[newest]:

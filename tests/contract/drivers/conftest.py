@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import pytest
 
 from lapilli.ports.driver import Driver
 from tests.contract.drivers.backends import BACKENDS, chosen
+from tests.contract.results import Results
 
-RESULTS = Path(__file__).with_name("results.json")
-_told: dict[str, dict[str, str]] = {}
+RESULTS = Results("backend", Path(__file__).with_name("results.json"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -42,20 +40,10 @@ def pytest_runtest_makereport(
 ) -> Iterator[None]:  # what came of a test, for the table
     """Note what came of each test of the contract."""
     report: pytest.TestReport = yield  # type: ignore[assignment, misc]
-    name, backend = getattr(item, "originalname", ""), getattr(item, "callspec", None)
-    if backend is not None and "backend" in backend.params and (report.when == "call" or not report.passed):
-        outcome = report.outcome
-        if report.skipped and isinstance(report.longrepr, tuple):
-            outcome = f"cannot: {report.longrepr[2].removeprefix('Skipped: ')}"  # type: ignore[assignment]
-        _told.setdefault(backend.params["backend"], {})[name] = outcome
+    RESULTS.note(item, report)
     return report  # type: ignore[return-value]
 
 
 def pytest_sessionfinish() -> None:
     """Write the results of the back ends that ran, where that is asked for."""
-    if not _told or not os.environ.get("LAPILLI_WRITE_BACKENDS"):
-        return
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name, outcomes in _told.items():
-        kept[name] = {"title": BACKENDS[name].title, "tests": dict(sorted(outcomes.items()))}
-    RESULTS.write_text(json.dumps({name: kept[name] for name in BACKENDS if name in kept}, indent=1) + "\n")
+    RESULTS.write({name: each.title for name, each in BACKENDS.items()})

@@ -10,8 +10,10 @@ import pytest
 
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.target import ExportSpec, Target
-from tests.contract.targets.harnesses import Harness, chosen, harness_of
+from tests.contract.results import Results
+from tests.contract.targets.harnesses import HARNESSES, Harness, chosen, harness_of
 
+RESULTS = Results("kind", Path(__file__).with_name("results.json"))
 Exportable = Callable[[Target], ExportSpec]
 
 
@@ -52,3 +54,16 @@ def exportable(harness: Harness) -> Exportable:
         return ExportSpec(volume_id, address or harness.volume(), data, secret, (harness.connector,))
 
     return make
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Note what came of each test of the contract."""
+    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    RESULTS.note(item, report)
+    return report  # type: ignore[return-value]
+
+
+def pytest_sessionfinish() -> None:
+    """Write the results of the targets that ran, where that is asked for."""
+    RESULTS.write({name: name for name in HARNESSES})
