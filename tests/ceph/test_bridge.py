@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from lapilli.store import tables
 from tests.ceph.cluster import Cluster
 from tests.contract.drivers import bridged
 from tests.service import Api, Service, until
@@ -132,6 +134,28 @@ def test_limits_of_a_type_are_kept_by_the_back_end(api: Api, ceph: Cluster) -> N
     api.wait_gone(f"/v3/volumes/{volume['id']}", 60)
 
 
+def test_an_image_becomes_a_volume_and_a_volume_an_image(api: Api, ceph: Cluster, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.raw"
+    picture.write_bytes(bytes(1 << 20) + b"\x06" * (1 << 20))
+    words = ("image", "add", str(picture), "--name", "picture", "--disk-format", "raw")
+    done = subprocess.run(api.service.command(*words), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    volumes = [api.volume(1, imageRef=done.stdout.split()[-1]) for _ in range(2)]  # of a kept copy at last
+    for each in volumes:
+        _io(ceph, f"{POOL}/volume-{each['id']}", "read -P 6 1M 1M")
+    wanted = {"image_name": "again", "disk_format": "qcow2", "container_format": "bare"}
+    path = f"/v3/volumes/{volumes[0]['id']}"
+    answer = api.post(f"{path}/action", {"os-volume_upload_image": wanted})
+    assert answer.status_code == 202, answer.text
+    api.wait(path, "volume")
+    again = answer.json()["os-volume_upload_image"]["image_id"]
+    volumes.append(api.volume(1, imageRef=again))
+    _io(ceph, f"{POOL}/volume-{volumes[-1]['id']}", "read -P 6 1M 1M")
+    for each in volumes:
+        assert api.delete(f"/v3/volumes/{each['id']}").status_code == 202
+        api.wait_gone(f"/v3/volumes/{each['id']}", 60)
+
+
 def test_the_pool_is_as_the_driver_tells(api: Api) -> None:
     (pool,) = api.get("/v3/scheduler-stats/get_pools?detail=true", as_="admin").json()["pools"]
     told = pool["capabilities"]
@@ -141,9 +165,10 @@ def test_the_pool_is_as_the_driver_tells(api: Api) -> None:
 
 def test_a_driver_that_dies_is_started_again(api: Api, bridge: Service, ceph: Cluster) -> None:
     (first,) = _children(bridge)
+    before = set(ceph.rbd("ls", POOL).split())
     os.kill(first, signal.SIGKILL)
     volume = api.volume(1)
-    assert f"volume-{volume['id']}" in ceph.rbd("ls", POOL)
+    assert len(set(ceph.rbd("ls", POOL).split()) - before) == 1
     (second,) = _children(bridge)
     assert second != first
     assert api.delete(f"/v3/volumes/{volume['id']}").status_code == 202
@@ -221,4 +246,7 @@ def test_nothing_is_left_running_or_lying(bridge: Service, ceph: Cluster) -> Non
     until(lambda: not _children(bridge), 10)
     assert not list((bridge.state_dir / "cinder-array").glob("scratch-*"))
     # of a clone's source, Cinder 29.0.0 keeps the image, even after the clone
-    assert [name for name in ceph.rbd("ls", POOL).split() if not name.endswith(".deleted")] == []
+    left = {name for name in ceph.rbd("ls", POOL).split() if not name.endswith(".deleted")}
+    with bridge.records() as connection:
+        kept = connection.execute(sa.select(tables.cached_images.c.id)).scalars().all()
+    assert left == {f"volume-{each}" for each in kept}, "the copies of images that the pool keeps"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -19,27 +18,6 @@ from tests.clouds import machine
 
 POOL = "bridged"
 _DEBIAN = Path("/usr/lib/python3/dist-packages")  # where its binding of RBD is, which is on no index
-_EMPTY = """
-import sys, rados, rbd
-conf, user, pool = sys.argv[1:]
-with rados.Rados(conffile=conf, rados_id=user) as cluster, cluster.open_ioctx(pool) as ioctx:
-    while names := rbd.RBD().list(ioctx):
-        for name in names:
-            with rbd.Image(ioctx, name) as image:
-                for snap in image.list_snaps():
-                    image.set_snap(snap["name"])
-                    children = image.list_children()
-                    image.set_snap(None)
-                    if not children:
-                        if image.is_protected_snap(snap["name"]):
-                            image.unprotect_snap(snap["name"])
-                        image.remove_snap(snap["name"])
-                left = list(image.list_snaps())
-            if not left:
-                rbd.RBD().remove(ioctx, name)
-    for each in rbd.RBD().trash_list(ioctx):
-        rbd.RBD().trash_remove(ioctx, each["id"], force=True)
-"""
 
 
 @lru_cache(maxsize=1)
@@ -71,7 +49,7 @@ def options(ceph: Cluster) -> dict[str, str]:
 def on_ceph(ceph: Cluster) -> CinderDriver:
     """The driver, on an empty pool."""
     state = _prepared(ceph)
-    subprocess.run(["/usr/bin/python3", "-c", _EMPTY, ceph.conf, ceph.user, POOL], check=True)
+    ceph.empty(POOL)
     section = options(ceph)
     own = {key: value for key, value in section.items() if key.startswith("cinder_")}
     return CinderDriver(CinderOptions(**own, section=section), name="array", state_dir=str(state))
