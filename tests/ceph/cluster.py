@@ -141,6 +141,8 @@ class Cluster:
                 "mon_warn_on_pool_no_redundancy": "false",
                 "mon_data_avail_crit": 1,
                 "mon_data_avail_warn": 2,
+                "paxos_propose_interval": 0.05,  # each snapshot waits for it: a second in life
+                "paxos_min_wait": 0.01,
                 "mgr_initial_modules": "",
                 "mgr_stats_period": 1,  # statistics of pools follow at once
                 "osd_client_watch_timeout": 5,  # a killed client is forgotten sooner than in life
