@@ -281,7 +281,8 @@ def make_images(config: Config) -> ImageSource:
             raise ConfigError(
                 f"[service_user] {name}: image_source = glance needs it here or in [keystone_authtoken]."
             )
-    return GlanceImages(config.read(GlanceOptions), user, state_file(config, "conversion"))
+    scratch = config.read(VolumeOptions).image_conversion_dir or state_file(config, "conversion")
+    return GlanceImages(config.read(GlanceOptions), user, scratch)
 
 
 def make_directory_images(config: Config) -> DirectoryImages:

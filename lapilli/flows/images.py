@@ -72,6 +72,8 @@ def upload(
         raise InvalidInput("Images cannot be compressed: container_format must be another one.")
     if disk_format == "ploop":
         raise InvalidInput("Images cannot be written as ploop: disk_format must be another one.")
+    if core.options.image_conversion_disable and disk_format not in ("raw", "luks"):
+        raise InvalidInput("Images are not converted here: disk_format must be raw.")
     attached = force and core.options.enable_force_upload
     row = transition("volume", "upload_attached" if attached else "upload")
     with core.store.read() as connection:

@@ -17,6 +17,8 @@ from lapilli.flows.scheduling import READY
 from lapilli.ports.driver import GIB, BlockAddress, ImageCloning, Replacing, VolumeRef
 from lapilli.ports.images import Content
 
+UNCONVERTED = ("raw", "iso", "luks", "ami", "ari", "aki")  # what is written as it is
+
 
 def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False) -> None:
     """Fill the volume with an image: a new one, or (`over`) one that has other content. May run twice."""
@@ -61,7 +63,10 @@ def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *
 @contextmanager
 def _fetched(work: Work, ref: VolumeRef, image: Image) -> Iterator[tuple[Content, int]]:
     """(the image's file, safe to open; its virtual size in bytes), for one operation of this host."""
-    scratch = os.path.join(work.core.config.state_dir, "conversion")
+    default = os.path.join(work.core.config.state_dir, "conversion")
+    scratch = work.core.options.image_conversion_dir or default
+    if work.core.options.image_conversion_disable and image.disk_format not in UNCONVERTED:
+        raise ImageUnacceptable(f"Image {image.id} is {image.disk_format}, and images are not converted.")
     os.makedirs(scratch, mode=0o700, exist_ok=True)
     alone = work.core.single_flight(f"image-{image.id}", work.operation.id)
     with alone, work.core.images.fetch(image, scratch, work.progress) as content:

@@ -24,6 +24,12 @@ class VolumeOptions:
     volume_transfer_key_length: int = option(16, "Characters of a transfer's key.", minimum=16, maximum=255)
     message_ttl: int = option(2592000, "Seconds that user messages are kept.", minimum=1)
     report_discard_supported: bool = option(False, "Tell initiators that discard works.")
+    image_conversion_dir: str | None = option(
+        None, "Where images are kept while they are converted; default: conversion in the state directory."
+    )
+    image_conversion_disable: bool = option(
+        False, "Convert no images: volumes are made of raw ones, and uploaded as such."
+    )
     attach_timeout: int = option(60, "Seconds an API call waits for an export.", minimum=1)
     operation_retention: int = option(86400, "Seconds that ended operations can be looked at.", minimum=60)
     operation_deadlines: list[str] = option(

@@ -322,3 +322,33 @@ def test_an_image_beyond_the_limit_is_not_kept(limited: Service, api: Api, add: 
     _volume_of(api, large, 2)
     assert _kept(limited).keys() == {small}
     assert _differences(limited) == []
+
+
+# --- conversion ------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_converted(caching: Service, add: Add) -> None:
+    """Raw images become volumes, and volumes raw images; others are refused."""
+    caching.config["DEFAULT"]["image_conversion_disable"] = "true"
+    caching.start()
+    api = Api(caching)
+    raw, other = add(disk_format="raw", size=MIB), add()
+    volume = _volume_of(api, raw)
+    assert _content(caching, volume) == CONTENT
+    refused = api.wait(f"/v3/volumes/{_create(api, other)}", "volume", "error")
+    (line,) = processes.logged(caching, "volume.create.error", resource_id=refused["id"])
+    assert line["reason"] == f"Image {other} is qcow2, and images are not converted."
+    assert _kept(caching).keys() == {raw}
+    for disk_format, status in (("qcow2", 400), ("raw", 202)):
+        wanted = {"image_name": "copy", "disk_format": disk_format}
+        answer = api.post(f"/v3/volumes/{volume}/action", {"os-volume_upload_image": wanted})
+        assert answer.status_code == status, answer.text
+    assert _differences(caching) == []
+
+
+def test_images_are_converted_where_the_operator_says(caching: Service, add: Add, tmp_path: Path) -> None:
+    caching.config["DEFAULT"]["image_conversion_dir"] = tmp_path / "scratch"
+    caching.start()
+    assert _content(caching, _volume_of(Api(caching), add())) == CONTENT
+    assert (tmp_path / "scratch").is_dir()
+    assert not (caching.state_dir / "conversion").exists()

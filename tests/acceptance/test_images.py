@@ -178,7 +178,7 @@ def test_files_and_urls_are_added_listed_and_deleted(
 
 def test_what_cannot_be_fetched_is_not_added(imaging: Service, web: str, tmp_path: Path) -> None:
     """A file or a URL that is not there, a scheme that is not served, a format that nobody told."""
-    before = set((imaging.state_dir / "images").rglob("*"))
+    before = disks.files_of(imaging.state_dir / "images")
     (tmp_path / "disk").write_bytes(b"x" * 512)
     for source, reason in (
         (tmp_path / "missing.raw", "No such file or directory"),
@@ -196,7 +196,7 @@ def test_what_cannot_be_fetched_is_not_added(imaging: Service, web: str, tmp_pat
     done = lapilli(imaging, "image", "delete", "nothing of that name")
     assert done.returncode == 1
     assert "could not be found" in done.stderr
-    assert set((imaging.state_dir / "images").rglob("*")) == before
+    assert disks.files_of(imaging.state_dir / "images") == before
 
 
 def test_a_protected_image_stays(imaging: Service, add: Add, content: bytes, tmp_path: Path) -> None:
@@ -287,7 +287,29 @@ def _extents_elsewhere(directory: Path, content: bytes) -> Path:
     return path
 
 
-HOSTILE = [_backed, _external, _password_file, _mismatch, _not_qcow2, _truncated, _extents_elsewhere]
+def _two_at_once(directory: Path, content: bytes) -> Path:
+    """A qcow2 that is also the image of a CD."""
+    path = disks.make_image(directory / "both.qcow2", "qcow2", content)
+    with path.open("rb+") as file:
+        file.seek(0x8000)
+        file.write(b"\x01CD001")
+    return path
+
+
+def _sparse_elsewhere(directory: Path, content: bytes) -> Path:
+    """A sparse vmdk whose descriptor names a file of this host's as its extent."""
+    path = disks.make_image(directory / "sparse.vmdk", "vmdk", content)
+    found = path.read_bytes()
+    begin = found.index(b"RW ")
+    line = b'RW 2048 FLAT "/etc/passwd" 0\n'
+    path.write_bytes(found[:begin] + line + found[begin + len(line) :])
+    return path
+
+
+HOSTILE = [
+    *(_backed, _external, _password_file, _mismatch, _not_qcow2, _truncated, _extents_elsewhere),
+    *(_two_at_once, _sparse_elsewhere),
+]
 hostile = pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__.strip("_"))
 
 
@@ -296,12 +318,12 @@ def test_refused_when_it_is_added(
     make: Callable[[Path, bytes], Path], imaging: Service, content: bytes, tmp_path: Path
 ) -> None:
     """Exit status 1, one line, nothing kept."""
-    before = set((imaging.state_dir / "images").rglob("*"))
+    before = disks.files_of(imaging.state_dir / "images")
     done = lapilli(imaging, "image", "add", str(make(tmp_path, content)))
     assert done.returncode == 1, done.stdout
     assert done.stderr.startswith("lapilli: ")
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert set((imaging.state_dir / "images").rglob("*")) == before
+    assert disks.files_of(imaging.state_dir / "images") == before
 
 
 def _plant(imaging: Service, path: Path, **facts: Any) -> str:
