@@ -98,7 +98,8 @@ def a_volume(api: Api, kind: dict[str, Any] | None = None, **body: Any) -> Itera
     """A volume for the time of the context."""
     if kind is not None:
         body["volume_type"] = kind["name"]
-    made = api.volume(**body)
+    asked = good(api.post("/v3/volumes", {"volume": {"size": 1, **body}}), 202)["volume"]
+    made = api.wait(f"/v3/volumes/{asked['id']}", "volume", seconds=90)
     yield made
     assert api.delete(f"/v3/volumes/{made['id']}").status_code == 202
     api.wait_gone(f"/v3/volumes/{made['id']}")
@@ -273,7 +274,7 @@ def test_an_image_of_it_is_encrypted_too(
             assert "bare" in refused(upload(api, volume, container="ovf"), 400)
             key = passphrase(sealing, volume)
             made = good(upload(api, volume), 202)["os-volume_upload_image"]["image_id"]
-            api.wait(f"/v3/volumes/{volume['id']}", "volume")
+            api.wait(f"/v3/volumes/{volume['id']}", "volume", seconds=120)  # a GiB is read and hashed
         told = image_of(api, made)
         assert told["cinder_encryption_key_deletion_policy"] == "on_image_deletion"
         assert keys_of(sealing) == {f"{told['cinder_encryption_key_id']}.key"}
