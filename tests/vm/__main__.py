@@ -48,6 +48,9 @@ PACKAGES = (
     "qemu-block-extra",
     "tgt",
     "libiscsi-bin",
+    "open-iscsi",
+    "nvme-cli",
+    "cryptsetup-bin",
 )
 DISKS = {"lvm": "400G"}  # sparse; /dev/disk/by-id/virtio-NAME in the guest
 # without AVX: emulated, the string functions of libc that use it are slower than the plain ones
@@ -103,6 +106,7 @@ def inside() -> dict[str, str]:
     """What the tests in the guest find in their environment."""
     return {
         "LAPILLI_IN_VM": "1",
+        "LAPILLI_TARGETS": "lio,nvmet",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # their imports take longer than some tests
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",

@@ -151,7 +151,8 @@ def connect(data: Info, *, host: str | None = None, portal: int = 0, patience: i
     """
     address, port, transport = data["portals"][portal]
     words = ["--transport", transport, "--traddr", address, "--trsvcid", str(port)]
-    words += ["--nqn", data["target_nqn"], "--hostnqn", host or data["host_nqn"]]
+    name = host or data["host_nqn"]
+    words += ["--nqn", data["target_nqn"], "--hostnqn", name, "--hostid", name[-36:]]
     limits = ["--ctrl-loss-tmo", str(patience), "--reconnect-delay", "1", "--keep-alive-tmo", "2"]
     run("nvme", "connect", *words, *limits)
 
