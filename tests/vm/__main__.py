@@ -50,7 +50,6 @@ PACKAGES = (
     "libiscsi-bin",
     "open-iscsi",
     "nvme-cli",
-    "cryptsetup-bin",
 )
 DISKS = {"lvm": "400G"}  # sparse; /dev/disk/by-id/virtio-NAME in the guest
 # without AVX: emulated, the string functions of libc that use it are slower than the plain ones
