@@ -570,6 +570,7 @@ _KNOWN = {
     "drivers": {
         "cinder": ("CinderDriver", "CinderOptions"),
         "filepool": ("FilePool", "FilePoolOptions"),
+        "lvm": ("Lvm", "LvmOptions"),
         "rbd": ("Rbd", "RbdOptions"),
         "sim": ("Sim", "SimOptions"),
     },

@@ -159,6 +159,7 @@ _SECTIONS = {
     "ImageCacheOptions": _BACK_END,
     "FilePoolOptions": _BACK_END,
     "CephOptions": _BACK_END,
+    "LvmOptions": _BACK_END,
     "RbdOptions": _BACK_END,
     "RbdTargetOptions": _BACK_END,
     "CinderOptions": _BACK_END,

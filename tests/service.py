@@ -21,6 +21,8 @@ import sqlalchemy as sa
 
 from tests import databases
 
+# how much longer to wait where all is emulated
+PATIENCE = 10 if os.environ.get("LAPILLI_IN_VM") else 1
 ROLES = {"admin": "admin", "member": "member", "reader": "reader"}
 
 
@@ -95,7 +97,7 @@ class Service:
 
     def wait_until_up(self, seconds: float = 20) -> None:
         """Wait for an answer of /healthcheck."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(self.url + "/healthcheck", timeout=2).status_code == 200:
@@ -178,7 +180,7 @@ class Api:
         for name, role in ROLES.items():
             service.add_user(f"{name}-{self.mark}", self.project_id, role)
         service.add_user(f"other-{self.mark}", self.other_project_id, "member")
-        self.client = httpx.Client(base_url=service.url, timeout=60)
+        self.client = httpx.Client(base_url=service.url, timeout=60 * PATIENCE)
 
     def request(
         self,
@@ -216,7 +218,7 @@ class Api:
 
     def wait(self, path: str, key: str, status: str = "available", seconds: float = 20) -> dict[str, Any]:
         """Wait until the resource at `path` has a status; returns it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while True:
             answer = self.get(path, as_="admin")
             assert answer.status_code == 200, answer.text
@@ -246,7 +248,7 @@ class Api:
 
 def until(done: Callable[[], bool], seconds: float = 20) -> None:
     """Wait until something is true."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not done():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.02)

@@ -26,9 +26,10 @@ _USERINFO = re.compile(r"//[^/@\s]+@")
 class Failed(StorageError):
     """A program ended with an exit status that is not accepted."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, complaint: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.complaint = complaint  # the end of what it said of that, as it said it
 
 
 @dataclass(frozen=True)
@@ -67,25 +68,28 @@ def run(
     environment: Mapping[str, str] | None = None,
     accept: Container[int] = (0,),
     handed: Sequence[MemoryFile] = (),
+    outlive: bool = False,
 ) -> str:
     """Run a program and return its standard output; `timeout` and `cpu` in seconds, `memory` in bytes.
 
     `on_line` gets every output line as it comes (a carriage return ends one too), and nothing is returned.
     `on_tick` is called about once a second; what either raises ends the program. The arguments hold the
-    paths of the files that are `handed` to it.
+    paths of the files that are `handed` to it. With `outlive` it goes on to its end when this process is
+    killed: for what must not stop half way.
     Raises `Failed` with the end of what the program said when its exit status is not in `accept`, and another
     `StorageError` when it does not end or cannot be started.
     """
     name = os.path.basename(arguments[0])
     try:
         child = subprocess.Popen(
-            [*_prefix(memory, cpu), *arguments],
+            [*_prefix(memory, cpu, outlive), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {}), "LC_ALL": "C"},
             start_new_session=True,
             pass_fds=[each.file for each in handed],
+            restore_signals=not outlive,  # nobody may be left to hear what it says: that must not end it
         )
     except OSError as problem:
         raise StorageError(f"{name} cannot be started: {problem.strerror}.") from problem
@@ -94,13 +98,13 @@ def run(
     finally:
         status = _end(child)
     if status not in accept:
-        raise Failed(_reason(name, status, _for_users(complaint, arguments)), status)
+        raise Failed(_reason(name, status, _for_users(complaint, arguments)), status, complaint)
     return said
 
 
-def _prefix(memory: int | None, cpu: int | None) -> list[str]:
+def _prefix(memory: int | None, cpu: int | None, outlive: bool) -> list[str]:
     # the death signal ends the program when this process is killed: nobody else would know of it
-    prefix = ["setpriv", "--pdeathsig", "KILL", "--"]
+    prefix = [] if outlive else ["setpriv", "--pdeathsig", "KILL", "--"]
     if memory is not None or cpu is not None:
         prefix.append("prlimit")
         prefix += [f"--as={memory}"] if memory is not None else []

@@ -1,6 +1,6 @@
 """`make test-vm`: what needs Linux's own storage, in a virtual machine that runs Debian's kernel.
 
-    python -m tests.vm [--minutes 8] [--shell COMMAND] [words for pytest]
+    python -m tests.vm [--minutes 8] [--bench | --shell COMMAND] [words for pytest]
 
 LVM, LIO, nvmet and their initiators need kernel modules that a container or a builder has not. So virtme-ng
 boots Debian's kernel with this machine's own files, by software emulation, and everything runs in that one
@@ -35,7 +35,8 @@ from tests.clouds import machine
 ROOT = machine.ROOT
 HERE = Path(__file__).parent
 OUTPUT = ROOT / "build" / "vm"  # the only place that the guest shares with us for writing
-TESTS = ["tests/vm"]
+TESTS = ["tests/vm", "tests/contract/drivers"]
+BACKENDS = "lvm-thin,lvm-thick"  # of the suite of drivers
 PACKAGES = (
     "linux-image-amd64",  # the cloud flavour has no 9p
     "busybox-static",  # virtme-ng makes an initramfs with it
@@ -51,7 +52,7 @@ PACKAGES = (
     "open-iscsi",
     "nvme-cli",
 )
-DISKS = {"lvm": "400G"}  # sparse; /dev/disk/by-id/virtio-NAME in the guest
+DISKS = {"lvm": "400G", "other": "4G"}  # sparse; /dev/disk/by-id/virtio-NAME in the guest
 # without AVX: emulated, the string functions of libc that use it are slower than the plain ones
 QEMU = ("-cpu", "Nehalem", "-accel", "tcg,thread=multi,tb-size=512")
 
@@ -61,7 +62,10 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Run tests in a virtual machine.")
     parser.add_argument("--minutes", type=float, default=8, help="after which the guest is ended")
     parser.add_argument("--shell", metavar="COMMAND", help="run this in the guest, and not the tests")
+    parser.add_argument("--bench", action="store_true", help="measure LVM instead; figures in build/vm")
     chosen, rest = parser.parse_known_args(words)
+    if chosen.bench:
+        chosen.shell = " && ".join(bench())
     signal.signal(signal.SIGTERM, _end)
     machine.packages(*PACKAGES)
     tools = machine.environment("virtme-ng", HERE / "requirements")
@@ -69,7 +73,8 @@ def main(words: list[str]) -> int:
     OUTPUT.mkdir(parents=True)
     if not any(word.startswith("tests/") for word in rest):
         rest = [*TESTS, *rest]
-    report = [f"--junit-xml={OUTPUT / 'results.xml'}", "--durations=10", "-o", "faulthandler_timeout=120"]
+    report = ["-v", f"--junit-xml={OUTPUT / 'results.xml'}", "--durations=10"]
+    report += ["-o", "faulthandler_timeout=120"]
     script = chosen.shell or shlex.join(pytest_of([*report, *rest]))
     (OUTPUT / "command").write_text(f"{script}\n")
     if chosen.shell is None:
@@ -92,6 +97,13 @@ def pytest_of(words: list[str]) -> list[str]:
     return [python, "-m", "pytest", "-p", "no:cacheprovider", *words]
 
 
+def bench() -> Iterator[str]:
+    """Commands that measure snapshots and clones; a thick one of 100 GiB is a copy of 100 GiB."""
+    for name, sizes in (("lvm-thin", "1,100"), ("lvm-thick", "1")):
+        words = ["bench/storage.py", f"tests/vm/{name}.conf", "--sizes", sizes, "--rounds", "3"]
+        yield shlex.join([sys.executable, *words, "--output", str(OUTPUT / f"{name}.json")])
+
+
 def compile_all(words: list[str]) -> None:
     """Write the bytecode of package and tests here, where it costs less than in the guest."""
     subprocess.run([sys.executable, "-m", "compileall", "-q", "lapilli", "tests"], cwd=ROOT, check=True)
@@ -109,6 +121,7 @@ def inside() -> dict[str, str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # their imports take longer than some tests
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        "LAPILLI_BACKENDS": BACKENDS,
         **{name: value for name, value in os.environ.items() if name.startswith("LAPILLI_")},
     }
 
@@ -119,6 +132,7 @@ def boot(tools: Path, directory: Path, seconds: float) -> bool:
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
     (OUTPUT / "environment").write_text("".join(lines))
     command = [tools / "bin/vng", "--disable-kvm", "--force-9p", "--verbose"]
+    command += ["--append", "mitigations=off"]  # switching page tables at every system call is dear here
     command += [
         "--run",
         kernel(),

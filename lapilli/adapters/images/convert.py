@@ -10,10 +10,9 @@ import contextlib
 import json
 import logging
 import os
-import re
 from typing import Any
 
-from lapilli.adapters import command, qemu
+from lapilli.adapters import command, qemu, qemu_img
 from lapilli.errors import ImageUnacceptable, StorageError
 from lapilli.ports.driver import BlockAddress, Progress
 
@@ -25,13 +24,9 @@ _QEMU_FORMATS = {
 # what else a plain byte sequence may look like: partitions, a CD, an encrypted disk. qemu parses none of them
 _PLAIN_CONTENT = frozenset({"raw", "gpt", "iso", "luks"})
 _CREATE_OPTIONS = {"vmdk": ["-o", "subformat=streamOptimized"]}  # the one that is a single file everywhere
-_PERCENT = re.compile(r"\(\s*([0-9.]+)/100%\)")
 _CANNOT_WRITE = "error while writing"  # qemu-img's words
 _CHUNK = 64 << 10
-_HOUR = 3600
 _INFO_LIMITS = {"timeout": 120.0, "memory": 1 << 30, "cpu": 60}
-_CONVERT_LIMITS = {"timeout": 12.0 * _HOUR, "memory": 2 << 30, "cpu": 4 * _HOUR}
-_FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}  # malloc reserves 64 MiB of address space per thread otherwise
 
 
 def check(path: str, declared_format: str) -> int:
@@ -63,7 +58,7 @@ def to_raw(path: str, declared_format: str, destination: BlockAddress, progress:
     May be repeated: parts that are zero in the image are zeroed on the volume, without using space there.
     """
     write(path, declared_format, qemu.image_options(destination), progress, direct=_is_direct(destination))
-    sync(destination)
+    qemu_img.sync(destination)
 
 
 def write(
@@ -85,7 +80,7 @@ def write(
         arguments += ["--object", f"secret,id=key,file={secret.path}"]
     what = f"The image could not be converted from {declared_format}"
     try:
-        _convert([*arguments, path, destination], os.path.getsize(path), progress, what, secret)
+        qemu_img.convert([*arguments, path, destination], os.path.getsize(path), progress, what, secret)
     except StorageError as problem:
         if _CANNOT_WRITE in problem.message:
             raise  # nothing is wrong with the image: the volume has no space, or its disk fails
@@ -98,7 +93,7 @@ def from_raw(source: BlockAddress, disk_format: str, path: str, progress: Progre
     arguments += [*_CREATE_OPTIONS.get(disk_format, []), qemu.image_options(source), path]
     total = os.stat(source.location).st_size if os.path.isfile(source.location) else 0
     try:
-        _convert(arguments, total, progress, f"The volume could not be converted to {disk_format}")
+        qemu_img.convert(arguments, total, progress, f"The volume could not be converted to {disk_format}")
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -182,55 +177,4 @@ def _check_whole(path: str, declared: str, qemu_format: str) -> None:
 
 
 def _ask(*arguments: str, **how: Any) -> str:
-    return command.run(["qemu-img", *arguments], environment=_FEW_ARENAS, **_INFO_LIMITS, **how)  # type: ignore[arg-type]
-
-
-def _convert(
-    arguments: list[str], total: int, progress: Progress, what: str, secret: command.MemoryFile | None = None
-) -> None:
-    report = _Reporter(total, progress)
-    try:
-        command.run(
-            ["qemu-img", "convert", "-p", *arguments],
-            on_line=report.line,
-            on_tick=report.again,
-            environment=_FEW_ARENAS,
-            handed=() if secret is None else (secret,),
-            **_CONVERT_LIMITS,  # type: ignore[arg-type]
-        )
-    except StorageError as problem:
-        raise StorageError(f"{what}: {problem.message}", retry=False) from problem
-    progress(total, total)
-
-
-class _Reporter:
-    """Tells the progress of a conversion, also while it stays where it is: whoever is told may end it."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._total = total
-        self._progress = progress
-        self._done = 0
-
-    def line(self, text: str) -> None:
-        """A line of qemu-img."""
-        match = _PERCENT.search(text)
-        if match:
-            self._done = int(self._total * float(match.group(1)) / 100)
-            self.again()
-
-    def again(self) -> None:
-        """What was told last."""
-        self._progress(self._done, self._total)
-
-
-def sync(destination: BlockAddress) -> None:
-    """Make what was written survive a power cut, where it went through this host's cache."""
-    if destination.kind not in ("file", "block"):
-        return
-    file = os.open(destination.location, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    except OSError as problem:
-        raise StorageError(f"The volume could not be written: {problem.strerror}.") from problem
-    finally:
-        os.close(file)
+    return command.run(["qemu-img", *arguments], environment=qemu_img.FEW_ARENAS, **_INFO_LIMITS, **how)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ programs in a file in memory.
 
 from __future__ import annotations
 
-from lapilli.adapters import command, qemu
+from lapilli.adapters import command, qemu, qemu_img
 from lapilli.adapters.images import convert
 from lapilli.domain.encryption import Layout
 from lapilli.ports.driver import BlockAddress, Progress
@@ -39,7 +39,7 @@ def format(
             _cryptsetup("convert", "--type", "luks2", header.path, handed=(header,))
         if image is None or layout.format == "luks2":
             _lay(header, destination)
-    convert.sync(destination)
+    qemu_img.sync(destination)
 
 
 def _make_header(header: command.MemoryFile, layout: Layout, secret: command.MemoryFile) -> None:

@@ -21,11 +21,13 @@ import pytest
 
 from lapilli.adapters import qemu
 from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
+from lapilli.adapters.drivers.lvm import Lvm, LvmOptions
 from lapilli.adapters.drivers.rbd import Rbd, RbdOptions
 from lapilli.adapters.drivers.sim import Sim, SimOptions
 from lapilli.ports.driver import BlockAddress, Driver
 from tests.ceph.cluster import Cluster
 from tests.contract.drivers import bridged
+from tests.vm import groups
 
 _HEX = re.compile(r"^[0-9a-f]{8}: +((?:[0-9a-f]{2} +)+)", re.MULTILINE)
 
@@ -76,10 +78,23 @@ def _rbd(**options: Any) -> Callable[[pytest.FixtureRequest, Path], Driver]:
     return make
 
 
+def _lvm(lvm_type: str) -> Callable[[pytest.FixtureRequest, Path], Driver]:
+    """On the virtual machine's volume group, which is emptied but for its thin pool."""
+
+    def make(_request: pytest.FixtureRequest, state: Path) -> Driver:
+        groups.empty(groups.MAIN, keep=(groups.POOL,))
+        options = LvmOptions(volume_group=groups.MAIN, lvm_thin_pool=groups.POOL, lvm_type=lvm_type)
+        return Lvm(options, name="lvm", state_dir=str(state))
+
+    return make
+
+
 BACKENDS = {
     "sim": Backend("sim", _sim),
     "filepool-ext4": Backend("filepool on ext4", _file_pool("ext4")),
     "filepool-xfs": Backend("filepool on XFS", _file_pool("xfs")),
+    "lvm-thin": Backend("lvm, thin", _lvm("thin")),
+    "lvm-thick": Backend("lvm, thick", _lvm("default")),
     "cinder-rbd": Backend("Cinder's RBD driver, bridged", _cinder_rbd, ceph=True),
     "rbd": Backend("rbd", _rbd(rbd_client="library"), ceph=True),
     "rbd-program": Backend("rbd by its program", _rbd(rbd_client="program"), ceph=True),

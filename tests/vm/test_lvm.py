@@ -1,0 +1,264 @@
+"""What only LVM does, beyond the suite of all drivers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lapilli.adapters.drivers.lvm import Lvm, LvmOptions
+from lapilli.errors import Busy, ConfigError, StorageError
+from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
+from tests.contract.drivers import backends
+from tests.vm import groups
+from tests.vm.groups import lvm
+
+GROUP = "lapilli-other"
+MIB = 1 << 20
+
+
+def quiet(_done: int, _total: int) -> None:
+    pass
+
+
+def volume(size: int = 1) -> VolumeRef:
+    return VolumeRef(str(uuid.uuid4()), size, "pool")
+
+
+def snapshot_of(source: VolumeRef) -> SnapshotRef:
+    return SnapshotRef(str(uuid.uuid4()), source.id, source.size, source.pool)
+
+
+@pytest.fixture
+def group() -> Iterator[str]:
+    """A volume group of 4 GiB with nothing in it."""
+    lvm("vgcreate", "--yes", GROUP, groups.other_disk())
+    yield GROUP
+    subprocess.run(["vgremove", "--yes", "--force", GROUP], check=True, capture_output=True)
+
+
+def made(name: str, **options: object) -> Lvm:
+    driver = Lvm(LvmOptions(volume_group=name, **options), name="lvm", state_dir="/nowhere")  # type: ignore[arg-type]
+    driver.start()
+    return driver
+
+
+def test_an_empty_group_is_given_a_thin_pool(group: str) -> None:
+    driver = made(group)
+    driver.start()
+    assert "lapilli-other-pool" in groups.names(group)
+    (pool,) = driver.pools()
+    assert (pool.thin, pool.capabilities["thin_provisioning_support"]) == (True, True)
+    assert 3.5 < pool.free_gb <= pool.total_gb < 4
+    one = volume(100)
+    driver.create(one)
+    (pool,) = driver.pools()
+    assert pool.capabilities["provisioned_capacity_gb"] == 100
+    assert pool.capabilities["data_percent"] < 1
+
+
+def test_a_group_that_holds_something_is_left_thick(group: str) -> None:
+    lvm("lvcreate", "--yes", "--size", "64M", "--name", "strangers", group)
+    driver = made(group)
+    one = volume()
+    driver.create(one)
+    (pool,) = driver.pools()
+    assert not pool.thin
+    assert pool.free_gb == pytest.approx(2.9, abs=0.1)
+    assert driver.volumes() == [one.id]
+    assert {"source-name": "strangers"} in [each.reference for each in driver.existing_volumes()]
+
+
+def test_what_cannot_be_served_is_refused_at_the_start(group: str) -> None:
+    with pytest.raises(ConfigError, match="lvm_mirrors = 1: mirrors are not made here"):
+        made(group, lvm_mirrors=1)
+    with pytest.raises(StorageError, match="there is no such volume group"):
+        made("nothing")
+    lvm("lvcreate", "--yes", "--size", "1G", "--thinpool", "careless", "--zero", "n", group)
+    with pytest.raises(ConfigError, match="tenants would read each other's data"):
+        made(group, lvm_thin_pool="careless", lvm_type="thin")
+
+
+def test_a_full_thin_pool_is_told_and_nothing_is_left(group: str) -> None:
+    lvm(
+        "lvcreate",
+        "--yes",
+        "--size",
+        "64M",
+        "--thinpool",
+        "pool",
+        "--zero",
+        "y",
+        "--errorwhenfull",
+        "y",
+        group,
+    )
+    driver = made(group, lvm_thin_pool="pool")
+    source = volume()
+    driver.create(source)
+    with pytest.raises(OSError, match=r"No space left|Input/output"):
+        backends.write(driver.address(source), os.urandom(80 * MIB))
+    (pool,) = driver.pools()
+    assert (pool.free_gb, pool.capabilities["data_percent"]) == (0, 100)
+    for call in (
+        lambda: driver.create(volume()),
+        lambda: driver.clone(volume(), source, quiet),
+        lambda: driver.create_snapshot(snapshot_of(source), in_use=True, progress=quiet),
+        lambda: driver.staging(volume(), "1").__enter__(),
+    ):
+        with pytest.raises(StorageError, match="the thin pool has no space left"):
+            call()
+    assert groups.names(group) == ["pool", f"volume-{source.id}"]
+    driver.delete(source)
+    driver.create(volume())
+
+
+def test_a_full_group_is_told_and_nothing_is_left(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    source = volume(3)
+    driver.create(source)
+    for call in (
+        lambda: driver.create(volume(3)),
+        lambda: driver.clone(volume(3), source, quiet),
+        lambda: driver.create_snapshot(snapshot_of(source), in_use=True, progress=quiet),
+        lambda: driver.extend(source, 5),
+    ):
+        with pytest.raises(StorageError, match="the volume group has no space left"):
+            call()
+    assert groups.names(group) == [f"volume-{source.id}"]
+
+
+@pytest.mark.parametrize("lvm_type", ["thin", "default"])
+def test_all_is_there_after_a_reboot(group: str, lvm_type: str) -> None:
+    driver = made(group, lvm_type=lvm_type)
+    one, clone = volume(), volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    frozen = snapshot_of(one)
+    driver.create_snapshot(frozen, in_use=False, progress=quiet)
+    backends.write(driver.address(one), b"more", at=MIB)
+    lvm("vgchange", "--activate", "n", group)
+    assert not os.path.exists(driver.address(one).location)
+    driver = made(group, lvm_type=lvm_type)
+    assert backends.read(driver.address(one), 4) == b"kept"
+    driver.create_from_snapshot(clone, frozen, quiet)
+    assert backends.read(driver.address(clone), 4) == b"kept"
+    assert backends.read(driver.address(clone), 4, at=MIB) == bytes(4)
+
+
+def test_the_origin_of_a_thick_snapshot_is_not_deleted(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    one = volume()
+    driver.create(one)
+    frozen = snapshot_of(one)
+    driver.create_snapshot(frozen, in_use=False, progress=quiet)
+    with pytest.raises(Busy, match="snapshots depend on it"):
+        driver.delete(one)
+    with pytest.raises(Busy, match="snapshots depend on it"), driver.staging(one, "1", over=True):
+        pass
+    assert (driver.volumes(), driver.snapshots()) == ([one.id], [frozen.id])
+    driver.delete_snapshot(frozen)
+    driver.delete(one)
+    assert groups.names(group) == []
+
+
+def test_a_thin_snapshot_outlives_its_origin(group: str) -> None:
+    driver = made(group)
+    one, copy = volume(), volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    frozen = snapshot_of(one)
+    driver.create_snapshot(frozen, in_use=True, progress=quiet)
+    driver.delete(one)
+    driver.create_from_snapshot(copy, frozen, quiet)
+    assert backends.read(driver.address(copy), 4) == b"kept"
+
+
+@pytest.mark.parametrize("lvm_type", ["thin", "default"])
+def test_a_volume_that_is_open_is_not_deleted(group: str, lvm_type: str) -> None:
+    driver = made(group, lvm_type=lvm_type)
+    one = volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    with open(driver.address(one).location, "rb"), pytest.raises(Busy, match="in use"):
+        driver.delete(one)
+    assert backends.read(driver.address(one), 4) == b"kept"
+    driver.delete(one)
+    assert driver.volumes() == []
+
+
+def test_what_a_thick_snapshot_kept_is_cleared_too(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    one = volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"secret!!" * (MIB // 8))
+    frozen = snapshot_of(one)
+    driver.create_snapshot(frozen, in_use=False, progress=quiet)
+    backends.write(driver.address(one), bytes(MIB))
+    driver.delete_snapshot(frozen)
+    driver.delete(one)
+    everything = subprocess.run(["grep", "-c", "-a", "secret!!", groups.other_disk()], capture_output=True)
+    assert (everything.returncode, everything.stdout) == (1, b"0\n")
+
+
+def test_only_the_start_is_cleared_where_that_is_wanted(group: str) -> None:
+    driver = made(group, lvm_type="default", volume_clear_size=1, volume_clear_bps_limit=MIB)
+    one, other = volume(), volume()
+    driver.create(one)
+    for at in (0, 2 * MIB):
+        backends.write(driver.address(one), b"old", at=at)
+    driver.delete(one)
+    driver.create(other)  # takes the same extents
+    assert backends.read(driver.address(other), 3) == bytes(3)
+    assert backends.read(driver.address(other), 3, at=2 * MIB) == b"old"
+
+
+# stands before each of LVM's programs that change something, and kills it after a while
+_KILLING = """#!/bin/sh
+exec timeout --signal KILL "$KILL_AFTER" "/usr/sbin/${0##*/}" "$@"
+"""
+
+
+@pytest.mark.parametrize("lvm_type", ["thin", "default"])
+def test_killed_in_the_middle_of_commands_it_recovers(
+    group: str, lvm_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call with its programs killed, later from time to time; then it is repeated."""
+    for name in ("lvcreate", "lvremove", "lvrename", "lvextend", "lvconvert", "lvchange"):
+        (tmp_path / name).write_text(_KILLING)
+        (tmp_path / name).chmod(0o755)
+    driver = made(group, lvm_type=lvm_type)
+    one, copy = volume(), volume()
+    frozen = snapshot_of(one)
+    calls = {
+        "create": lambda: driver.create(one),
+        "snapshot": lambda: driver.create_snapshot(frozen, in_use=True, progress=quiet),
+        "copy": lambda: driver.create_from_snapshot(copy, frozen, quiet),
+        "extend": lambda: driver.extend(copy, 2) if lvm_type == "thin" else None,
+        "delete": lambda: driver.delete(copy),
+        "thaw": lambda: driver.delete_snapshot(frozen),
+        "remove": lambda: driver.delete(one),
+    }
+    for name, call in calls.items():
+        for wait in (0.1, 0.25, 0.5, 1.0):
+            monkeypatch.setenv("KILL_AFTER", str(wait))
+            monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            try:
+                call()
+                break
+            except StorageError:
+                pass
+        monkeypatch.undo()
+        driver.start()
+        call()
+        if name == "create":
+            assert driver.size_of(one) == GIB
+            backends.write(driver.address(one), b"kept")
+        if name == "copy":
+            assert backends.read(driver.address(copy), 4) == b"kept"
+    left = [each for each in groups.names(group) if not each.endswith("pool")]
+    assert left == []
