@@ -36,7 +36,8 @@ def environment(name: str, requirements: Path = REQUIREMENTS) -> Path:
             _say(f"making the environment of {name}")
             subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
             pip = [place / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, "--require-hashes", "-r", lock], check=True)
+            # of its many modules most are never imported: those that are compile themselves
+            subprocess.run([*pip, "--no-compile", "--require-hashes", "-r", lock], check=True)
             ready.write_bytes(lock.read_bytes())
     return place
 
