@@ -237,6 +237,19 @@ def test_a_daemon_outlives_the_service_and_is_adopted(
     assert not os.path.exists(tgt._wire.leftovers[0])
 
 
+def test_looking_after_the_daemon_leaves_it_no_connections(
+    tgt: Tgt, exportable: Exportable, tmp_path: Path
+) -> None:
+    spec = exportable(tgt)
+    tgt.export(spec)
+    files = Path("/proc", (tmp_path / "state/tgtd.pid").read_text().strip(), "fd")
+    before = len(list(files.iterdir()))
+    for _ in range(10):
+        assert works(spec)  # the last error that tgtd has met is one of an initiator's connection
+        tgt.restore([spec])
+    assert len(list(files.iterdir())) <= before + 1, "one may be about to be closed"
+
+
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -532,9 +532,15 @@ class _Wire:
         return False
 
     def peer(self) -> int | None:
-        """Process id of the daemon."""
-        with contextlib.suppress(OSError), self._connect() as channel:
+        """Process id of the daemon.
+
+        Asked with a request: a connection that ends without one tgtd judges by the last error of any other,
+        and where that was "try again" it keeps it, and polls it for ever.
+        """
+        with contextlib.suppress(StorageError), self.send(*_NOTHING) as channel:
             credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            with contextlib.suppress(StorageError):
+                self.receive(channel, "answer")
             return int(struct.unpack("3i", credentials)[0])
         return None
 
