@@ -30,21 +30,20 @@ class Privileged:
         on_tick: Callable[[], None] | None = None,
     ) -> str:
         """Run a program; its output. Raises `StorageError`, see `command.run`."""
-        told = {"LC_ALL": "C", **(environment or {})}  # the helper may drop what stands in our environment
-        variables = [f"{name}={value}" for name, value in told.items()]
-        limit = ["timeout", f"--kill-after={_GRACE}", str(timeout)]
+        told = {"LC_ALL": "C", **(environment or {})}
+        # the helper may drop what stands in our environment
+        variables = ["env", *(f"{name}={value}" for name, value in told.items())] if self._prefix else []
+        starters = [*self._prefix, *variables, "timeout", f"--kill-after={_GRACE}", str(timeout)]
         try:
             return command.run(
-                [*self._prefix, "env", *variables, *limit, *words],
+                [*starters, *words],
                 timeout=timeout + 2 * _GRACE,
                 on_tick=on_tick,
+                environment=told,
                 outlive=True,
             )
         except command.Failed as problem:
             # the program is meant, and not what starts it
-            first, _, rest = problem.message.partition(" ")
-            started_by = os.path.basename((self._prefix or ["env"])[0])
-            if first != started_by:
-                raise
-            message = f"{os.path.basename(words[0])} {rest}"
+            message = problem.message.removeprefix(os.path.basename(starters[0]))
+            message = f"{os.path.basename(words[0])}{message}"
             raise command.Failed(message, problem.status, problem.complaint) from problem

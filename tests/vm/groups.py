@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 
-MAIN = "lapilli-test"
-POOL = "pool"  # thin, in it
+MAIN, THIN, THICK = "lapilli-test", "lapilli-thin", "lapilli-thick"
+POOL = "pool"  # thin, in the first two
 OTHER = "virtio-other"  # a disk that nothing is on
 
 

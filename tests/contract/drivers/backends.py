@@ -78,12 +78,12 @@ def _rbd(**options: Any) -> Callable[[pytest.FixtureRequest, Path], Driver]:
     return make
 
 
-def _lvm(lvm_type: str) -> Callable[[pytest.FixtureRequest, Path], Driver]:
-    """On the virtual machine's volume group, which is emptied but for its thin pool."""
+def _lvm(group: str, lvm_type: str) -> Callable[[pytest.FixtureRequest, Path], Driver]:
+    """On a volume group of the virtual machine, which is emptied but for its thin pool."""
 
     def make(_request: pytest.FixtureRequest, state: Path) -> Driver:
-        groups.empty(groups.MAIN, keep=(groups.POOL,))
-        options = LvmOptions(volume_group=groups.MAIN, lvm_thin_pool=groups.POOL, lvm_type=lvm_type)
+        groups.empty(group, keep=(groups.POOL,))
+        options = LvmOptions(volume_group=group, lvm_thin_pool=groups.POOL, lvm_type=lvm_type)
         return Lvm(options, name="lvm", state_dir=str(state))
 
     return make
@@ -93,8 +93,8 @@ BACKENDS = {
     "sim": Backend("sim", _sim),
     "filepool-ext4": Backend("filepool on ext4", _file_pool("ext4")),
     "filepool-xfs": Backend("filepool on XFS", _file_pool("xfs")),
-    "lvm-thin": Backend("lvm, thin", _lvm("thin")),
-    "lvm-thick": Backend("lvm, thick", _lvm("default")),
+    "lvm-thin": Backend("lvm, thin", _lvm(groups.THIN, "thin")),
+    "lvm-thick": Backend("lvm, thick", _lvm(groups.THICK, "default")),
     "cinder-rbd": Backend("Cinder's RBD driver, bridged", _cinder_rbd, ceph=True),
     "rbd": Backend("rbd", _rbd(rbd_client="library"), ceph=True),
     "rbd-program": Backend("rbd by its program", _rbd(rbd_client="program"), ceph=True),
