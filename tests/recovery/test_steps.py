@@ -17,7 +17,7 @@ import pytest
 
 from lapilli.flows.definitions import RecordTask
 from tests.recovery.figures import FIGURES
-from tests.recovery.scenarios import SCENARIOS, declared
+from tests.recovery.scenarios import REAL_TARGETS, SCENARIOS, declared
 from tests.recovery.trials import Trial, distinct
 
 
@@ -33,7 +33,14 @@ def test_every_kind_of_operation_has_a_scenario() -> None:
     assert tasks == {(each.kind, each.breaks) for each in SCENARIOS if each.breaks}
 
 
-@pytest.mark.parametrize("number", range(len(SCENARIOS)), ids=[f"{s.kind} {s.name}" for s in SCENARIOS])
+_REAL = pytest.mark.only_on("sqlite", because="what a real target does is the same with any database")
+_NUMBERS = [
+    pytest.param(number, id=f"{each.kind} {each.name}", marks=[_REAL] if each.target in REAL_TARGETS else [])
+    for number, each in enumerate(SCENARIOS)
+]
+
+
+@pytest.mark.parametrize("number", _NUMBERS)
 def test_killed_at_every_step(number: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     place = tmp_path
     if SCENARIOS[number].reflinks:
