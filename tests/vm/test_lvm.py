@@ -217,6 +217,21 @@ def test_only_the_start_is_cleared_where_that_is_wanted(group: str) -> None:
     assert backends.read(driver.address(other), 3, at=2 * MIB) == b"old"
 
 
+def test_a_volume_that_was_about_to_be_replaced_is_put_back(group: str) -> None:
+    driver = made(group)
+    one, other = volume(), volume()
+    for each in (one, other):
+        driver.create(each)
+        backends.write(driver.address(each), b"kept")
+        lvm("lvrename", group, f"volume-{each.id}", f"_old-{each.id}")
+    made(group)
+    assert backends.read(driver.address(one), 4) == b"kept"
+    lvm("lvrename", group, f"volume-{one.id}", f"_old-{one.id}")
+    driver.delete(one)
+    assert driver.volumes() == [other.id]
+    assert not [each for each in groups.names(group) if one.id in each]
+
+
 # stands before each of LVM's programs that change something, and kills it after a while
 _KILLING = """#!/bin/sh
 exec timeout --signal KILL "$KILL_AFTER" "/usr/sbin/${0##*/}" "$@"

@@ -116,8 +116,9 @@ class Lvm(Existings):
                 self._run("lvchange", "--refresh", self._group.full_name(each.name), deed="wake a volume")
         if any(not each.active and not each.skips for each in found.values()):
             self._run("vgchange", "--activate", "y", self._group.name, deed="activate the volumes")
+        for name in list(found):
+            self._put_back(name, found)
         for each in found.values():
-            self._put_back(each.name, found)
             self._finish_revert(each, found)
 
     def _see_pool(self, pool: Logical | None, free_extents: int) -> None:
