@@ -95,7 +95,12 @@ def _remove(api: Api, volume_id: str) -> None:
 
 
 def _host(api: Api) -> str:
-    (found,) = good(api.get("/v3/os-services?binary=cinder-volume", as_="admin"))["services"]
+    def running() -> list[dict[str, Any]]:
+        services = good(api.get("/v3/os-services?binary=cinder-volume", as_="admin"))["services"]
+        return list(services)
+
+    until(running)  # it answers calls before its roles have told of themselves
+    (found,) = running()
     return str(found["host"])
 
 
