@@ -5,6 +5,7 @@ It knows nothing of resources: their calls are found by `resource.scan`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -148,6 +149,11 @@ class Edge:
             try:
                 answer = self._answer(req, trail)
             except Exception as problem:
+                # some servers close the connection, and do not say so, after a body that was not read; but
+                # who has no right here may not make us wait for one
+                if not isinstance(problem, Unauthorized):
+                    with contextlib.suppress(OSError):
+                        req.bounded_stream.read(_DRAINED)
                 answer = self._translate(problem, trail)
                 if req.path.startswith(_IDENTITY) and answer.status != 401:
                     answer = _as_identity(answer)
@@ -172,8 +178,6 @@ class Edge:
         if root is None or "\x00" in path:
             raise _NoRoute
         if (req.content_length or 0) > self.limits.max_request_body_size:
-            # some servers reset the connection under an answer to a body that was not read
-            req.stream.read(min(req.content_length or 0, _DRAINED))
             raise BodyTooLarge(self.limits.max_request_body_size)
         headers = req.headers
         if (req.method, path) in self.open:
@@ -343,7 +347,7 @@ class Edge:
             if len(raw) > limit:
                 raise BodyTooLarge(limit)
             return raw
-        raw = req.stream.read(length) if length else b""
+        raw = req.bounded_stream.read(length) if length else b""
         if len(raw) < length:
             raise InvalidInput("The body is shorter than its Content-Length says.")
         return raw

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,6 +248,29 @@ def test_chunked_bodies(api: Any) -> None:
     fault(answer, 404, "itemNotFound")
     large = iter([b'{"volume": {"size": 1, "name": "', b"x" * 114688, b'"}}'])
     fault(api.post("/v3/volumes", content=large, headers=headers), 413, "overLimit")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v3/volumes", 404), (f"/v3/{'0' * 32}/volumes", 400), ("/nowhere", 404)]
+)
+def test_a_connection_outlives_a_refusal_that_came_before_the_body(api: Any, path: str, status: int) -> None:
+    host, _, port = api.service.url.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    user = base64.b64encode(f"member-{api.mark}:secret".encode()).decode()
+    headers = {"Authorization": f"Basic {user}", "Content-Type": "application/json"}
+    connection.connect()
+    connection.auto_open = 0  # another connection would hide that this one was closed
+    for _ in range(2):
+        connection.putrequest("POST", path)
+        for name, value in {**headers, "Content-Length": str(len(_CREATE))}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        time.sleep(0.3)  # what could be told without the body, could be told by now
+        connection.send(_CREATE)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status
+    connection.close()
 
 
 def test_messages_of_bad_input_are_short(api: Any) -> None:
