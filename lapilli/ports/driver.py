@@ -77,7 +77,9 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
 class Driver(Protocol):
     """What every back end can do."""
 
-    kind: str | None  # of its addresses; None for one that cannot tell before it has started
+    @property
+    def kind(self) -> str | None:
+        """Of its addresses; None for one that cannot tell before it has started."""
 
     def start(self) -> None:
         """Check and prepare the back end at the start of a process; cheap when repeated."""

@@ -47,8 +47,14 @@ class Target(Protocol):
     """What every target can do."""
 
     name: str
-    kinds: tuple[str, ...]  # of the addresses that it can serve
-    serves: bool  # False for one that hands out paths only: nothing is served, so nothing can be missing
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of the addresses that it can serve."""
+
+    @property
+    def serves(self) -> bool:
+        """False for one that hands out paths only: nothing is served, so nothing can be missing."""
 
     def start(self) -> None:
         """See that the daemon is there; start it when it is ours to start."""

@@ -83,6 +83,8 @@ class LvmOptions:
 class Lvm(Existings):
     """Driver on a volume group. What operators made themselves is taken over by `Existings`."""
 
+    kind = "block"
+
     def __init__(self, options: LvmOptions, *, name: str, state_dir: str) -> None:  # noqa: ARG002 - as all
         if options.lvm_mirrors:
             raise ConfigError(

@@ -109,7 +109,7 @@ class CinderTarget:
                 self._bridge.call("remove_export", CONTEXT, told)
         self._forget(volume_id, last)
 
-    def resize(self, spec: ExportSpec, size_gib: int) -> None:
+    def resize(self, spec: ExportSpec, length: int) -> None:
         """The driver has told the back end, and initiators look again themselves."""
 
     def exports(self) -> Sequence[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lapilli.adapters.targets.unserved import Unserved
 from lapilli.ports.target import ExportSpec
 
 
@@ -14,41 +14,13 @@ class LocalOptions:
     """The `local` target has no options."""
 
 
-class Local:
+class Local(Unserved):
     """Target that hands out paths."""
 
     kinds = ("file", "block")
-    serves = False
 
     def __init__(self, options: LocalOptions, *, name: str, state_dir: str) -> None:  # noqa: ARG002 - as all
         self.name = name
-
-    def start(self) -> None:
-        """There is no daemon."""
-
-    def stop(self) -> None:
-        """There is no daemon."""
-
-    def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """Nothing to choose: `device_path` comes from the address."""
-        return {"volume_id": volume_id}, {}
-
-    def export(self, spec: ExportSpec) -> None:
-        """The path is there."""
-
-    def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
-        """The path stays."""
-
-    def resize(self, spec: ExportSpec, length: int) -> None:
-        """The consumer sees the new size itself."""
-
-    def exports(self) -> Sequence[str]:
-        """None that could be listed."""
-        return []
-
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:  # noqa: ARG002 - nothing to restore
-        """Nothing can be missing."""
-        return []
 
     def connection_info(
         self,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lapilli.adapters.ceph.access import Access
 from lapilli.adapters.ceph.clients import CephOptions, make_access
+from lapilli.adapters.targets.unserved import Unserved
 from lapilli.config import option
 from lapilli.errors import StorageError
 from lapilli.ports.target import ExportSpec
@@ -32,10 +33,9 @@ class RbdTargetOptions(CephOptions):
     )
 
 
-class RbdTarget:
+class RbdTarget(Unserved):
     """Target that tells where the image is."""
 
-    serves = False
     kinds = ("rbd",)
 
     def __init__(self, options: RbdTargetOptions, *, name: str, state_dir: str) -> None:  # noqa: ARG002 - as all
@@ -65,31 +65,10 @@ class RbdTarget:
             self._monitors = known
         return known[1]
 
-    def stop(self) -> None:
-        """There is no daemon."""
-
-    def prepare(self, volume_id: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """Nothing to choose."""
-        return {"volume_id": volume_id}, {}
-
     def export(self, spec: ExportSpec) -> None:
         """Ceph serves the image to whoever has a key. Raises `StorageError` for what is no image."""
         if spec.address.kind not in self.kinds:
             raise StorageError(f"Volume {spec.volume_id} is no image of Ceph.", retry=False)
-
-    def unexport(self, volume_id: str, data: dict[str, Any]) -> None:
-        """Ceph goes on serving it."""
-
-    def resize(self, spec: ExportSpec, length: int) -> None:
-        """Ceph tells its clients itself."""
-
-    def exports(self) -> Sequence[str]:
-        """None that could be listed."""
-        return []
-
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:  # noqa: ARG002 - nothing to restore
-        """Nothing can be missing."""
-        return []
 
     def connection_info(
         self,
