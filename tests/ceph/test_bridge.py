@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from lapilli.store import tables
 from tests.ceph.cluster import Cluster
+from tests.ceph.serving import attach, client, io, serving
 from tests.contract.drivers import bridged
 from tests.service import Api, Service, until
 
@@ -28,41 +29,14 @@ SECRET = "never-to-be-seen-7731"
 def bridge(ceph: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with one back end: Cinder's driver on a pool of its own."""
     ceph.pool(POOL)
-    made = Service(tmp_path_factory.mktemp("bridge") / "state")
-    section = {
-        "volume_driver": "cinder",
-        **bridged.options(ceph),
-        "rbd_pool": POOL,
-        "san_password": SECRET,
-    }
-    made.config = {"DEFAULT": {"enabled_backends": "array"}, "array": section}
-    made.start()
-    yield made
-    made.end()
+    own = {"volume_driver": "cinder", "rbd_pool": POOL, "san_password": SECRET}
+    with serving(tmp_path_factory.mktemp("bridge") / "state", {**bridged.options(ceph), **own}) as made:
+        yield made
 
 
 @pytest.fixture
 def api(bridge: Service) -> Api:
-    made = Api(bridge)
-    until(lambda: made.get("/v3/os-services", as_="admin").text.count('"up"') >= 2, 60)
-    return made
-
-
-def _io(ceph: Cluster, image: str, *commands: str) -> str:
-    """Read or write as a hypervisor does, by what the connection tells."""
-    where = f"rbd:{image}:conf={ceph.conf}:id={ceph.user}"
-    words = [word for command in commands for word in ("-c", command)]
-    done = subprocess.run(["qemu-io", "-f", "raw", *words, where], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, "failed" in done.stdout) == (0, False), done.stdout + done.stderr
-    return done.stdout
-
-
-def _attach(api: Api, volume: dict[str, Any]) -> dict[str, Any]:
-    body = {"volume_uuid": volume["id"], "connector": CONNECTOR}
-    answer = api.post("/v3/attachments", {"attachment": body})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()["attachment"]
-    return found
+    return client(bridge)
 
 
 def _children(service: Service) -> list[int]:
@@ -83,20 +57,20 @@ def _children(service: Service) -> list[int]:
 
 def test_a_volume_lives_its_life(api: Api, ceph: Cluster) -> None:
     volume = api.volume(1)
-    held = _attach(api, volume)
+    held = attach(api, volume, CONNECTOR)
     info = held["connection_info"]
     assert (info["driver_volume_type"], info["name"]) == ("rbd", f"{POOL}/volume-{volume['id']}")
     assert (info["auth_username"], info["ports"]) == (ceph.user, [str(ceph.port)])
     assert (info["secret_uuid"], info["volume_id"]) == (ceph.fsid, volume["id"])
-    _io(ceph, info["name"], "write -P 7 1M 64k")
+    io(ceph, info["name"], "write -P 7 1M 64k")
     assert api.post(f"/v3/attachments/{held['id']}/action", {"os-complete": {}}).status_code == 204
     frozen = api.snapshot(volume["id"])
-    _io(ceph, info["name"], "write -P 8 1M 64k")
+    io(ceph, info["name"], "write -P 8 1M 64k")
     assert api.delete(f"/v3/attachments/{held['id']}").status_code == 200
     copy = api.volume(2, snapshot_id=frozen["id"])
     clone = api.volume(1, source_volid=volume["id"])
     for made, content in ((copy, 7), (clone, 8)):
-        assert "verification failed" not in _io(
+        assert "verification failed" not in io(
             ceph, f"{POOL}/volume-{made['id']}", f"read -P {content} 1M 64k"
         )
     assert f"{2 << 30}" in ceph.rbd("info", f"{POOL}/volume-{copy['id']}", "--format", "json")
@@ -142,7 +116,7 @@ def test_an_image_becomes_a_volume_and_a_volume_an_image(api: Api, ceph: Cluster
     assert done.returncode == 0, done.stderr
     volumes = [api.volume(1, imageRef=done.stdout.split()[-1]) for _ in range(2)]  # of a kept copy at last
     for each in volumes:
-        _io(ceph, f"{POOL}/volume-{each['id']}", "read -P 6 1M 1M")
+        io(ceph, f"{POOL}/volume-{each['id']}", "read -P 6 1M 1M")
     wanted = {"image_name": "again", "disk_format": "qcow2", "container_format": "bare"}
     path = f"/v3/volumes/{volumes[0]['id']}"
     answer = api.post(f"{path}/action", {"os-volume_upload_image": wanted})
@@ -150,7 +124,7 @@ def test_an_image_becomes_a_volume_and_a_volume_an_image(api: Api, ceph: Cluster
     api.wait(path, "volume")
     again = answer.json()["os-volume_upload_image"]["image_id"]
     volumes.append(api.volume(1, imageRef=again))
-    _io(ceph, f"{POOL}/volume-{volumes[-1]['id']}", "read -P 6 1M 1M")
+    io(ceph, f"{POOL}/volume-{volumes[-1]['id']}", "read -P 6 1M 1M")
     for each in volumes:
         assert api.delete(f"/v3/volumes/{each['id']}").status_code == 202
         api.wait_gone(f"/v3/volumes/{each['id']}", 60)
@@ -178,7 +152,7 @@ def test_a_driver_that_dies_is_started_again(api: Api, bridge: Service, ceph: Cl
 def test_an_array_of_somebody_elses_volumes_is_taken_over(api: Api, ceph: Cluster) -> None:
     """As the images of another service would be: found, renamed, used, and let go again."""
     ceph.rbd("create", f"{POOL}/volume-of-old", "--size", "1G")
-    _io(ceph, f"{POOL}/volume-of-old", "write -P 5 1M 64k")
+    io(ceph, f"{POOL}/volume-of-old", "write -P 5 1M 64k")
     host = api.get("/v3/scheduler-stats/get_pools", as_="admin").json()["pools"][0]["name"]
     found = api.get(f"/v3/manageable_volumes?host={host}", as_="admin").json()["manageable-volumes"]
     (mine,) = [each for each in found if each["reference"] == {"source-name": "volume-of-old"}]
@@ -189,7 +163,7 @@ def test_an_array_of_somebody_elses_volumes_is_taken_over(api: Api, ceph: Cluste
     path = f"/v3/volumes/{answer.json()['volume']['id']}"
     managed = api.wait(path, "volume")
     assert managed["size"] == 1
-    _io(ceph, f"{POOL}/volume-{managed['id']}", "read -P 5 1M 64k")
+    io(ceph, f"{POOL}/volume-{managed['id']}", "read -P 5 1M 64k")
     assert api.post(f"{path}/action", {"os-unmanage": {}}, as_="admin").status_code == 202
     api.wait_gone(path)
     assert f"unmanaged-{managed['id']}" in ceph.rbd("ls", POOL)
@@ -219,7 +193,7 @@ def test_a_service_killed_while_the_array_works_carries_on(own_service: Service)
     own_service.start()
     path = f"/v3/volumes/{made['id']}"
     api.wait(path, "volume", seconds=60)
-    held = _attach(api, made)
+    held = attach(api, made, CONNECTOR)
     assert held["connection_info"]["auth_password"]
     assert held["connection_info"]["auth_password"] not in own_service.log.read_text()
     assert api.delete(f"/v3/attachments/{held['id']}").status_code == 200
@@ -235,7 +209,7 @@ def test_no_secret_of_its_section_is_told(bridge: Service) -> None:
         except OSError:
             continue
     assert SECRET not in bridge.log.read_text()
-    for each in (bridge.state_dir / "cinder-array").rglob("*"):
+    for each in (bridge.state_dir / "cinder-ceph").rglob("*"):
         assert not each.is_file() or SECRET.encode() not in each.read_bytes(), each
 
 
@@ -244,7 +218,7 @@ def test_nothing_is_left_running_or_lying(bridge: Service, ceph: Cluster) -> Non
     assert len(children) == 1
     bridge.kill()
     until(lambda: not _children(bridge), 10)
-    assert not list((bridge.state_dir / "cinder-array").glob("scratch-*"))
+    assert not list((bridge.state_dir / "cinder-ceph").glob("scratch-*"))
     # of a clone's source, Cinder 29.0.0 keeps the image, even after the clone
     left = {name for name in ceph.rbd("ls", POOL).split() if not name.endswith(".deleted")}
     with bridge.records() as connection:

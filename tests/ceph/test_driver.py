@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,6 @@ from tests.ceph.volumes import (
     taken,
     volume,
     write,
-    writer,
 )
 from tests.service import until
 
@@ -128,17 +128,25 @@ def test_a_volume_with_snapshots_is_not_deleted(make: Make) -> None:
     assert read(driver, source, 4) == b"text"
 
 
-def test_a_volume_that_is_open_is_not_deleted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_is_open_is_not_deleted(
+    ceph: Cluster, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lapilli.adapters.ceph.lineage._STALE", 1.0)
     driver = make()
     source = made(driver)
-    holder = writer(driver, source)
-    try:
+    image = driver.address(source)
+    words = ["qemu-io", "-f", "raw", f"rbd:{image.location}:conf={ceph.conf}:id={ceph.user}"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write("write 0 64k\n")
+        holder.stdin.flush()
+        assert "wrote" in next(line for line in holder.stdout if line.strip())
         with pytest.raises(Busy, match="in use"):
             driver.delete(source)
-    finally:
-        holder.kill()
-        holder.wait()
+        assert "failed" not in holder.communicate("read 0 64k\nquit\n")[0], "it goes on as before"
+    driver.delete(source)
+    assert held(ceph) == ([], [])
 
 
 def test_two_hosts_delete_the_clones_of_a_deleted_volume_at_once(ceph: Cluster, make: Make) -> None:

@@ -15,8 +15,9 @@ import pytest
 from lapilli.adapters.ceph.access import Login
 from lapilli.adapters.ceph.program import Program
 from tests.ceph.cluster import Cluster
+from tests.ceph.serving import attach, client, io, serving
 from tests.contract.drivers import bridged
-from tests.service import Api, Service, until
+from tests.service import Api, Service
 
 POOL = "served"
 SECRET = str(uuid.uuid4())
@@ -27,43 +28,24 @@ CONNECTOR = {"host": "hypervisor", "ip": "127.0.0.1", "do_local_attach": False}
 def served(ceph: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with one back end, whose target is not named."""
     ceph.pool(POOL)
-    made = Service(tmp_path_factory.mktemp("served") / "state")
-    made.config = {
-        "DEFAULT": {"enabled_backends": "ceph"},
-        "ceph": {
-            "volume_driver": "rbd",
-            "rbd_pool": POOL,
-            "rbd_ceph_conf": ceph.conf,
-            "rbd_user": ceph.user,
-            "rbd_secret_uuid": SECRET,
-        },
+    section = {
+        "volume_driver": "rbd",
+        "rbd_pool": POOL,
+        "rbd_ceph_conf": ceph.conf,
+        "rbd_user": ceph.user,
+        "rbd_secret_uuid": SECRET,
     }
-    made.start()
-    yield made
-    made.end()
+    with serving(tmp_path_factory.mktemp("served") / "state", section) as made:
+        yield made
 
 
 @pytest.fixture
 def api(served: Service) -> Api:
-    made = Api(served)
-    until(lambda: made.get("/v3/os-services", as_="admin").text.count('"up"') >= 2, 60)
-    return made
+    return client(served)
 
 
-def _io(ceph: Cluster, image: str, *commands: str) -> str:
-    """Read or write as a hypervisor does, by what it was told."""
-    where = f"rbd:{image}:conf={ceph.conf}:id={ceph.user}"
-    words = [word for command in commands for word in ("-c", command)]
-    done = subprocess.run(["qemu-io", "-f", "raw", *words, where], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, "failed" in done.stdout) == (0, False), done.stdout + done.stderr
-    return done.stdout
-
-
-def _attach(api: Api, volume: dict[str, Any]) -> dict[str, Any]:
-    body = {"volume_uuid": volume["id"], "connector": CONNECTOR}
-    answer = api.post("/v3/attachments", {"attachment": body})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()["attachment"]
+def _attached(api: Api, volume: dict[str, Any]) -> dict[str, Any]:
+    found = attach(api, volume, CONNECTOR)
     assert api.post(f"/v3/attachments/{found['id']}/action", {"os-complete": {}}).status_code == 204
     return found
 
@@ -86,7 +68,7 @@ def _images(ceph: Cluster) -> list[str]:
 
 def test_compute_is_told_what_nova_and_os_brick_expect(api: Api, ceph: Cluster) -> None:
     volume = api.volume(1)
-    attachment = _attach(api, volume)
+    attachment = _attached(api, volume)
     info = attachment["connection_info"]
     assert info["driver_volume_type"] == "rbd"
     wanted = {
@@ -129,7 +111,7 @@ made.disconnect_volume(info["data"], device)
 
 def test_os_brick_attaches_and_qemu_reads_what_it_wrote(api: Api, ceph: Cluster) -> None:
     volume = api.volume(1)
-    attachment = _attach(api, volume)
+    attachment = _attached(api, volume)
     info = attachment["connection_info"]
     # as Cinder and Nova hand it on: what describes the driver beside the data
     told = {"driver_volume_type": info["driver_volume_type"], "data": info}
@@ -137,7 +119,7 @@ def test_os_brick_attaches_and_qemu_reads_what_it_wrote(api: Api, ceph: Cluster)
         [bridged.python(), "-c", _BRICK], input=json.dumps(told), capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout.strip()) == (0, str(1 << 30)), done.stderr
-    written = _io(ceph, info["name"], "read -v 1M 32")
+    written = io(ceph, info["name"], "read -v 1M 32")
     assert "written.by.os.br" in written
     _detach(api, attachment, volume)
     _delete(api, f"/v3/volumes/{volume['id']}")
@@ -145,39 +127,39 @@ def test_os_brick_attaches_and_qemu_reads_what_it_wrote(api: Api, ceph: Cluster)
 
 def test_a_volume_lives_its_life(api: Api, ceph: Cluster) -> None:
     volume = api.volume(1)
-    attachment = _attach(api, volume)
+    attachment = _attached(api, volume)
     name = attachment["connection_info"]["name"]
-    _io(ceph, name, "write -P 7 0 1M", "flush")
+    io(ceph, name, "write -P 7 0 1M", "flush")
     snapshot = api.snapshot(volume["id"], force=True)  # while it is in use
-    _io(ceph, name, "write -P 8 0 1M", "flush")
+    io(ceph, name, "write -P 8 0 1M", "flush")
     _detach(api, attachment, volume)
     copy = api.volume(2, snapshot_id=snapshot["id"])
     clone = api.volume(1, source_volid=volume["id"])
-    _io(ceph, f"{POOL}/volume-{copy['id']}", "read -P 7 0 1M", "read -P 0 1G 1M")
-    _io(ceph, f"{POOL}/volume-{clone['id']}", "read -P 8 0 1M")
+    io(ceph, f"{POOL}/volume-{copy['id']}", "read -P 7 0 1M", "read -P 0 1G 1M")
+    io(ceph, f"{POOL}/volume-{clone['id']}", "read -P 8 0 1M")
     path = f"/v3/volumes/{volume['id']}"
     answer = api.post(f"{path}/action", {"revert": {"snapshot_id": snapshot["id"]}})
     assert answer.status_code == 202, answer.text
     api.wait(path, "volume")
-    _io(ceph, name, "read -P 7 0 1M")
+    io(ceph, name, "read -P 7 0 1M")
     answer = api.post(f"{path}/action", {"os-extend": {"new_size": 3}})
     assert answer.status_code == 202, answer.text
     assert api.wait(path, "volume")["size"] == 3
-    _io(ceph, name, "read -P 0 2G 1M")
+    io(ceph, name, "read -P 0 2G 1M")
     # what others are cloned of goes first, and stays readable for them
     _delete(api, f"/v3/snapshots/{snapshot['id']}", path)
-    _io(ceph, f"{POOL}/volume-{copy['id']}", "read -P 7 0 1M")
+    io(ceph, f"{POOL}/volume-{copy['id']}", "read -P 7 0 1M")
     _delete(api, f"/v3/volumes/{copy['id']}", f"/v3/volumes/{clone['id']}")
     assert _images(ceph) == []
 
 
 def test_a_volume_grows_under_its_guest(api: Api, ceph: Cluster) -> None:
     volume = api.volume(1)
-    attachment = _attach(api, volume)
+    attachment = _attached(api, volume)
     path = f"/v3/volumes/{volume['id']}"
     assert api.post(f"{path}/action", {"os-extend": {"new_size": 2}}).status_code == 202
     assert api.wait(path, "volume", "in-use")["size"] == 2
-    _io(ceph, attachment["connection_info"]["name"], "write -P 9 1500M 1M", "read -P 9 1500M 1M")
+    io(ceph, attachment["connection_info"]["name"], "write -P 9 1500M 1M", "read -P 9 1500M 1M")
     _detach(api, attachment, volume)
     _delete(api, path)
 
@@ -205,7 +187,7 @@ def test_volumes_of_an_image(api: Api, ceph: Cluster, tmp_path: Path) -> None:
 
 def test_what_is_in_the_pool_is_taken_over_and_let_go(api: Api, ceph: Cluster) -> None:
     ceph.rbd("create", f"{POOL}/somebodys", "--size", "1500M")
-    _io(ceph, f"{POOL}/somebodys", "write -P 5 1400M 1M", "flush")
+    io(ceph, f"{POOL}/somebodys", "write -P 5 1400M 1M", "flush")
     host = f"{api.get('/v3/scheduler-stats/get_pools', as_='admin').json()['pools'][0]['name']}"
     body = {"volume": {"host": host, "ref": {"source-name": "somebodys"}, "name": "taken"}}
     answer = api.post("/v3/manageable_volumes", body, as_="admin")
@@ -213,7 +195,7 @@ def test_what_is_in_the_pool_is_taken_over_and_let_go(api: Api, ceph: Cluster) -
     path = f"/v3/volumes/{answer.json()['volume']['id']}"
     volume = api.wait(path, "volume")
     assert volume["size"] == 2
-    _io(ceph, f"{POOL}/volume-{volume['id']}", "read -P 5 1400M 1M")
+    io(ceph, f"{POOL}/volume-{volume['id']}", "read -P 5 1400M 1M")
     assert api.post(f"{path}/action", {"os-unmanage": {}}, as_="admin").status_code == 202
     api.wait_gone(path)
     assert f"unmanaged-{volume['id']}" in _images(ceph)
@@ -250,6 +232,6 @@ def test_a_volume_of_an_image_in_the_same_cluster_is_a_clone(api: Api, ceph: Clu
     volume = api.volume(1, imageRef=image_id)
     told = json.loads(ceph.rbd("info", f"{POOL}/volume-{volume['id']}", "--format", "json"))
     assert told["parent"]["image"] == image_id, "its content is nowhere else, and was not copied"
-    _io(ceph, f"{POOL}/volume-{volume['id']}", "read -P 0x69 0 1", "read -P 0 4M 1M")
+    io(ceph, f"{POOL}/volume-{volume['id']}", "read -P 0x69 0 1", "read -P 0 4M 1M")
     assert volume["bootable"] == "true"
     _delete(api, f"/v3/volumes/{volume['id']}")

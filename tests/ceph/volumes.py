@@ -90,17 +90,18 @@ def facts(ceph: Cluster, name: str) -> dict[str, Any]:
 
 
 LOAD = """
-import hashlib, sys
+import hashlib, sys, time
 sys.path.append("/usr/lib/python3/dist-packages")
 import rados, rbd
 conf, user, pool, name = sys.argv[1:]
 with rados.Rados(conffile=conf, rados_id=user) as cluster, cluster.open_ioctx(pool) as context:
     with rbd.Image(context, name) as image:
-        for number in range(10000):
+        for number in range(16000):
             block = hashlib.sha256(b"%d" % number).digest() * 2048
-            image.write(block, number % 8000 * len(block))
+            image.write(block, number * len(block))
             image.flush()
             print(number, flush=True)
+            time.sleep(0.02)
 """
 
 
