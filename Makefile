@@ -12,6 +12,8 @@ FUZZ_MINUTES ?= 10
 # more words for pytest, such as TESTS=tests/api or ARGS='-x -k extend'
 TESTS ?= tests
 ARGS ?=
+# more suites for `make test`, such as BESIDE='test-ceph test-vm'
+BESIDE ?=
 
 export PYTHONUNBUFFERED := 1
 bin := $(VENV)/bin
@@ -40,7 +42,12 @@ cloud: venv ## Run a Keystone and a Glance to try the service with, until Ctrl-C
 .PHONY: test
 test: packages venv lint types ## Run all checks, all tests on SQLite, recovery on PostgreSQL too, the shared suite everywhere
 	@# side by side: much of both is waiting, for leases to end and for servers to start
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going pytest test-shared
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going pytest beside
+
+# one after another, whatever becomes of them
+.PHONY: beside
+beside:
+	@status=0; for each in test-shared $(BESIDE); do $(MAKE) --no-print-directory $$each || status=1; done; exit $$status
 
 .PHONY: pytest
 pytest: venv
