@@ -19,7 +19,12 @@ from typing import Any
 
 WATCH = 0.002  # seconds between two looks at something that is to change
 PATIENCE = 60.0
-CONNECTOR = {"initiator": "iqn.1994-05.com.redhat:bench", "host": "bench", "ip": "127.0.0.1"}
+CONNECTOR = {
+    "initiator": "iqn.1994-05.com.redhat:bench",
+    "nqn": "nqn.2014-08.org.nvmexpress:uuid:b7e2c1f0-5d0a-4a7e-9a55-2f0f5f0c8a11",
+    "host": "bench",
+    "ip": "127.0.0.1",
+}
 
 
 class Failure(Exception):

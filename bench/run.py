@@ -104,6 +104,7 @@ class Bench:
         self.service = service
         self.size = size
         self.work = work
+        self.targets_measured: Sequence[str] = TARGETS
         self.figures: list[Figure] = []
 
     def add(self, name: str, value: float, unit: str, aim: Aim | None = None, **more: Any) -> None:
@@ -303,7 +304,7 @@ class Bench:
     def targets(self) -> None:
         """The same by each target that runs here, which is another configuration of the same back end."""
         volumes = self._volumes(self.size.singles)
-        for target in TARGETS:
+        for target in self.targets_measured:
             with self.service.configured(target_helper=target):
                 found = self.service.job("attach", volumes=volumes)
             for what, times in (("attach", found["attach"]), ("detach", found["delete"])):
@@ -420,6 +421,9 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the real service.")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="may be given several times")
+    parser.add_argument(
+        "--targets", default=",".join(TARGETS), help="whose attachments are measured: %(default)s"
+    )
     parser.add_argument("--output", type=Path, help="JSON file; default: bench/results/TIME.json")
     parser.add_argument("--pool", type=Path, help="directory for the file pool, instead of an XFS of its own")
     parser.add_argument(
@@ -451,6 +455,7 @@ def main() -> int:
             about = machine.describe(work, pool, kind)
             print("\n".join(f"{name:<18} {value}" for name, value in about.items()), end="\n\n")
             bench = Bench(service, SIZES[chosen.size], work)
+            bench.targets_measured = chosen.targets.split(",")
             measure(bench, chosen.only or list(MEASUREMENTS))
             report(bench.figures, about, chosen.size, output)
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ OUTPUT = ROOT / "build" / "vm"  # the only place that the guest shares with us f
 # what runs side by side, each in a volume group of its own: the back ends of the drivers' suite, and tests
 SUITES = {
     "lvm-thin": ["tests/contract/drivers", "tests/vm/test_targets.py", "tests/vm/test_dm_crypt.py"],
-    "lvm-thick": ["tests/contract/drivers", "tests/vm/test_lvm.py", "tests/vm/test_service.py"],
+    "lvm-thick": ["tests/contract/drivers", "tests/vm/test_lvm.py"],
 }
 PACKAGES = (
     "linux-image-amd64",  # the cloud flavour has no 9p
@@ -72,7 +72,9 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Run tests in a virtual machine.")
     parser.add_argument("--minutes", type=float, default=30, help="after which the guest is ended")
     parser.add_argument("--shell", metavar="COMMAND", help="run this in the guest, and not the tests")
-    parser.add_argument("--bench", action="store_true", help="measure LVM instead; figures in build/vm")
+    parser.add_argument(
+        "--bench", action="store_true", help="measure LVM and targets instead; figures in build/vm"
+    )
     chosen, rest = parser.parse_known_args(words)
     if chosen.bench:
         chosen.shell = " && ".join(bench())
@@ -122,10 +124,13 @@ def pytest_of(words: list[str]) -> list[str]:
 
 
 def bench() -> Iterator[str]:
-    """Commands that measure snapshots and clones; a thick one of 100 GiB is a copy of 100 GiB."""
+    """Commands that measure snapshots and clones, of which a thick one of 100 GiB is a copy of 100 GiB, and
+    attachments by the kernel's targets beside the others."""
     for name, sizes in (("lvm-thin", "1,100"), ("lvm-thick", "1")):
         words = ["bench/storage.py", f"tests/vm/{name}.conf", "--sizes", sizes, "--rounds", "3"]
         yield shlex.join([sys.executable, *words, "--output", str(OUTPUT / f"{name}.json")])
+    words = ["bench/run.py", "--size", "small", "--only", "targets", "--targets", "tgt,nbd,local,lio,nvmet"]
+    yield shlex.join([sys.executable, *words, "--pool", "/var/tmp", "--output", str(OUTPUT / "targets.json")])
 
 
 def compile_all(words: Iterable[str]) -> None:
