@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,11 +20,14 @@ from lapilli.adapters.privileged import Privileged
 from lapilli.errors import Busy, StorageError
 
 _PATIENCE = 120  # seconds: one command waits for those of others
+_MOMENTS = (0.1, 0.2, 0.4, 0.8, 1.5)  # seconds
 _LISTED = (
     "lv_name,lv_size,origin,origin_size,pool_lv,lv_layout,lv_role,lv_active,lv_device_open,lv_suspended,"
     "lv_skip_activation,lv_merging,lv_tags,lv_snapshot_invalid,data_percent,metadata_percent,zero"
 )
 _NAME = re.compile(r"(?!snapshot|pvmove|[.-])[A-Za-z0-9+_.-]{1,110}")
+_PARTS = ("metadata", "data")  # of a thin pool
+_PART = re.compile(r"prohibited while logical volume (\S+_t(?:meta|data)) is active")
 _RESERVED = re.compile(r"_(cdata|cmeta|corig|mlog|mimage|pmspare|rimage|rmeta|tdata|tmeta|vorigin|vdata)")
 
 
@@ -42,11 +47,24 @@ class Full(StorageError):
     """There is no room for it."""
 
 
+class CutOff(StorageError):
+    """A thin pool is in the middle of a change, and LVM cannot end that while the pool is used."""
+
+    retry = False
+
+
 # what LVM complains of in the C locale, and what that means
 _COMPLAINTS: tuple[tuple[str, type[StorageError], str], ...] = (
     (r"already exists in volume group", Exists, "the name is taken"),
     (r"Failed to find logical volume|not found in volume group", Missing, "it is missing"),
     (r"in thin pool .* reached threshold|free space in thin pool", Full, "the thin pool has no space left"),
+    (
+        r"transaction_id is \d+, while expected|with queued messages",
+        CutOff,
+        "the thin pool is in the middle of a change, because one of LVM's programs was killed. LVM ends the "
+        "change when the pool is activated anew: detach the volumes, and type vgchange --activate n, then "
+        "--activate y, with the name of the group; or restart this host",
+    ),
     (r"[Ii]nsufficient (free|suitable)", Full, "the volume group has no space left"),
     (
         r"contains a filesystem in use| in use|is used by another|[Dd]evice or resource busy",
@@ -134,6 +152,17 @@ class Group:
                 return _logical(row)
         return None
 
+    def is_open(self, lv: Logical) -> bool:
+        """Whether somebody has it open. What looks at changed devices, such as udev, does not count: that
+        lasts a moment."""
+        found: Logical | None = lv
+        for pause in _MOMENTS:
+            if found is None or not found.open:
+                return False
+            time.sleep(pause)
+            found = self.find(lv.name)
+        return found is not None and found.open
+
     def _report(self, program: str, kind: str, fields: str, what: str) -> list[dict[str, str]]:
         words = ["--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o", fields, what]
         answer: dict[str, Any] = json.loads(self.run(program, *words, deed="look at the volume group"))
@@ -152,9 +181,23 @@ class Group:
             self.run("lvremove", "--yes", self.full_name(name), deed=deed)
 
     def run(self, program: str, *words: str, deed: str, timeout: int = _PATIENCE) -> str:
-        """Run one of LVM's programs. Raises `StorageError`, or the class that fits its complaint."""
+        """Run one of LVM's programs. Raises `StorageError`, or the class that fits its complaint.
+
+        Of a thin pool whose activation was cut off, parts are active by themselves, and LVM does nothing with
+        it until they no longer are.
+        """
+        command_line = partial(self._root.run, timeout=timeout, environment=self._environment)
+        for _ in _PARTS:
+            try:
+                return command_line(program, *words)
+            except command.Failed as problem:
+                part = _PART.search(problem.complaint)
+                if part is None:
+                    raise _told(problem, deed) from problem
+            with contextlib.suppress(command.Failed):
+                command_line("lvchange", "--activate", "n", part[1])
         try:
-            return self._root.run(program, *words, timeout=timeout, environment=self._environment)
+            return command_line(program, *words)
         except command.Failed as problem:
             raise _told(problem, deed) from problem
 

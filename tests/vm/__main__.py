@@ -35,11 +35,14 @@ from tests.clouds import machine
 ROOT = machine.ROOT
 HERE = Path(__file__).parent
 OUTPUT = ROOT / "build" / "vm"  # the only place that the guest shares with us for writing
-# what runs side by side, each in a volume group of its own: the back ends of the drivers' suite, and tests
-SUITES = {
-    "lvm-thin": ["tests/contract/drivers", "tests/vm/test_targets.py", "tests/vm/test_dm_crypt.py"],
-    "lvm-thick": ["tests/contract/drivers", "tests/vm/test_lvm.py"],
-}
+BACKENDS = "lvm-thin,lvm-thick"  # of the drivers' suite
+# what runs side by side, each in volume groups of its own: back ends, and tests. The kernel's targets
+# are in one suite: everything that they serve is removed after a test
+SUITES: list[tuple[str, list[str]]] = [
+    ("lvm-thick", ["tests/contract/drivers"]),
+    (BACKENDS, ["tests/vm/test_service.py", "tests/vm/test_targets.py", "tests/contract/targets"]),
+    ("lvm-thin", ["tests/vm/test_lvm.py", "tests/vm/test_dm_crypt.py", "tests/contract/drivers"]),
+]
 PACKAGES = (
     "linux-image-amd64",  # the cloud flavour has no 9p
     "busybox-static",  # virtme-ng makes an initramfs with it
@@ -48,6 +51,7 @@ PACKAGES = (
     "lvm2",
     "thin-provisioning-tools",
     "cryptsetup-bin",
+    "xfsprogs",
     "qemu-utils",
     "qemu-block-extra",
     "tgt",
@@ -60,6 +64,8 @@ DISKS = {
     "thin": "400G",
     "thick": "400G",
     "other": "4G",
+    "service": "8G",
+    "files": "40G",
 }  # sparse; /dev/disk/by-id/virtio-NAME in the guest
 # without AVX: emulated, the string functions of libc that use it are slower than the plain ones
 QEMU = ("-cpu", "Nehalem", "-accel", "tcg,thread=multi,tb-size=512")
@@ -85,10 +91,10 @@ def main(words: list[str]) -> int:
     OUTPUT.mkdir(parents=True)
     suites = SUITES
     if any(word.startswith("tests/") for word in rest):
-        suites = {",".join(SUITES): []}
+        suites = [(BACKENDS, [])]
     (OUTPUT / "command").write_text(chosen.shell or side_by_side(suites, rest))
     if chosen.shell is None:
-        compile_all({word for words in suites.values() for word in words} | set(rest))
+        compile_all({word for _, words in suites for word in words} | set(rest))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lapilli-vm-") as directory:
         ended = boot(tools, Path(directory), chosen.minutes * 60)
@@ -98,22 +104,25 @@ def main(words: list[str]) -> int:
         print("it did not come to its end; its kernel said last:", *kernel_said(), sep="\n")
     if chosen.shell is not None:
         return int(status.read_text()) if status.exists() else 1
-    if "LAPILLI_WRITE_BACKENDS" in os.environ and (OUTPUT / "backends.json").exists():
-        shutil.copy(OUTPUT / "backends.json", ROOT / "tests/contract/drivers/results.json")
+    if "LAPILLI_WRITE_BACKENDS" in os.environ and (OUTPUT / "drivers.json").exists():
+        for kind in ("drivers", "targets"):
+            shutil.copy(OUTPUT / f"{kind}.json", ROOT / f"tests/contract/{kind}/results.json")
     return counted(len(suites), complete=ended and status.exists() and status.read_text() == "0\n")
 
 
-def side_by_side(suites: dict[str, list[str]], rest: list[str]) -> str:
+def side_by_side(suites: list[tuple[str, list[str]]], rest: list[str]) -> str:
     """A script that runs the suites at once: each waits most of the time for one program after another."""
     lines = ["status=0"]
-    for number, (backends, words) in enumerate(suites.items()):
+    for number, (backends, words) in enumerate(suites):
         report = ["-v", f"--junit-xml={OUTPUT}/results-{number}.xml", "--durations=10"]
         report += ["-o", "faulthandler_timeout=240"]
         told = f"{OUTPUT}/tests-{number}.log"  # one process would write into the lines of the other
         run = f"LAPILLI_BACKENDS={backends} {shlex.join(pytest_of([*report, *words, *rest]))}"
         lines += [f"({run} 2>&1 | tee {told} | grep --line-buffered '::'; exit ${{PIPESTATUS[0]}}) &"]
     lines += ["for each in $(jobs -p); do wait $each || status=1; done"]
-    lines += [f"cp tests/contract/drivers/results.json {OUTPUT}/backends.json", "exit $status", ""]
+    for kind in ("drivers", "targets"):
+        lines += [f"cp tests/contract/{kind}/results.json {OUTPUT}/{kind}.json"]
+    lines += ["exit $status", ""]
     return "\n".join(lines)
 
 
@@ -130,7 +139,9 @@ def bench() -> Iterator[str]:
         words = ["bench/storage.py", f"tests/vm/{name}.conf", "--sizes", sizes, "--rounds", "3"]
         yield shlex.join([sys.executable, *words, "--output", str(OUTPUT / f"{name}.json")])
     words = ["bench/run.py", "--size", "small", "--only", "targets", "--targets", "tgt,nbd,local,lio,nvmet"]
-    yield shlex.join([sys.executable, *words, "--pool", "/var/tmp", "--output", str(OUTPUT / "targets.json")])
+    yield shlex.join(
+        [sys.executable, *words, "--pool", "/run/lapilli/tmp", "--output", str(OUTPUT / "targets.json")]
+    )
 
 
 def compile_all(words: Iterable[str]) -> None:
@@ -150,7 +161,7 @@ def inside() -> dict[str, str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # their imports take longer than some tests
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
-        "LAPILLI_BACKENDS": ",".join(SUITES),
+        "LAPILLI_BACKENDS": BACKENDS,
         **{name: value for name, value in os.environ.items() if name.startswith("LAPILLI_")},
     }
 
@@ -166,7 +177,7 @@ def boot(tools: Path, directory: Path, seconds: float) -> bool:
         "--run",
         kernel(),
         "--memory",
-        "3G",
+        "4G",
         "--cpus",
         "2",
         f"--qemu-opts={' '.join(hardware(directory))}",

@@ -7,7 +7,6 @@ import subprocess
 
 MAIN, THIN, THICK = "lapilli-test", "lapilli-thin", "lapilli-thick"
 POOL = "pool"  # thin, in the first two
-OTHER = "virtio-other"  # a disk that nothing is on
 
 
 def lvm(*words: str) -> str:
@@ -29,6 +28,6 @@ def empty(group: str, *, keep: tuple[str, ...] = ()) -> None:
         lvm("lvremove", "--yes", *left)
 
 
-def other_disk() -> str:
-    """The device of the disk that nothing is on."""
-    return os.path.realpath(f"/dev/disk/by-id/{OTHER}")
+def disk(name: str = "other") -> str:
+    """The device of a disk that nothing is on: `other`, `service`."""
+    return os.path.realpath(f"/dev/disk/by-id/virtio-{name}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lapilli.adapters.drivers.lvm import Lvm, LvmOptions
+from lapilli.adapters.lvm import CutOff
 from lapilli.errors import Busy, ConfigError, StorageError
 from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
 from tests.contract.drivers import backends
@@ -36,7 +37,7 @@ def snapshot_of(source: VolumeRef) -> SnapshotRef:
 @pytest.fixture
 def group() -> Iterator[str]:
     """A volume group of 4 GiB with nothing in it."""
-    lvm("vgcreate", "--yes", GROUP, groups.other_disk())
+    lvm("vgcreate", "--yes", GROUP, groups.disk())
     yield GROUP
     subprocess.run(["vgremove", "--yes", "--force", GROUP], check=True, capture_output=True)
 
@@ -201,8 +202,8 @@ def test_what_a_thick_snapshot_kept_is_cleared_too(group: str) -> None:
     backends.write(driver.address(one), bytes(MIB))
     driver.delete_snapshot(frozen)
     driver.delete(one)
-    everything = subprocess.run(["grep", "-c", "-a", "secret!!", groups.other_disk()], capture_output=True)
-    assert (everything.returncode, everything.stdout) == (1, b"0\n")
+    with open(groups.disk(), "rb") as everything:
+        assert not any(b"secret!!" in piece for piece in iter(lambda: everything.read(16 * MIB), b""))
 
 
 def test_only_the_start_is_cleared_where_that_is_wanted(group: str) -> None:
@@ -242,7 +243,8 @@ exec timeout --signal KILL "$KILL_AFTER" "/usr/sbin/${0##*/}" "$@"
 def test_killed_in_the_middle_of_commands_it_recovers(
     group: str, lvm_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call with its programs killed, later from time to time; then it is repeated."""
+    """Each call with its programs killed, later from time to time; then it is repeated, after what the error
+    asks for where there is one."""
     for name in ("lvcreate", "lvremove", "lvrename", "lvextend", "lvconvert", "lvchange"):
         (tmp_path / name).write_text(_KILLING)
         (tmp_path / name).chmod(0o755)
@@ -269,7 +271,12 @@ def test_killed_in_the_middle_of_commands_it_recovers(
                 pass
         monkeypatch.undo()
         driver.start()
-        call()
+        try:
+            call()
+        except CutOff:
+            lvm("vgchange", "--activate", "n", group)
+            driver.start()
+            call()
         if name == "create":
             assert driver.size_of(one) == GIB
             backends.write(driver.address(one), b"kept")

@@ -1,76 +1,237 @@
-"""The service on LVM: an initiator writes to volumes that were made, frozen and copied by HTTP."""
+"""The service on Linux's own storage: kernel initiators attach what was made by HTTP, through kills and power
+failures. LIO serves a thin pool, tgt a volume group, nvmet a pool of files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.acceptance.disks import CONNECTOR, holds_pattern, write_export
-from tests.service import Api, Service
+from tests.contract.conftest import MIB
+from tests.contract.targets.kernel import Node, clear_lio, clear_nvmet, connect, device_of, run
+from tests.service import Api, Service, free_port, until
 from tests.vm import groups
+from tests.vm.test_targets import holds, size, write
 
-MIB = 1 << 20
-GROUP = "lapilli-other"
-KINDS = {"thin": "thin", "thick": "default"}
+CONNECTOR = {
+    "initiator": "iqn.1994-05.com.redhat:contract",
+    "nqn": f"nqn.2014-08.org.nvmexpress:uuid:{uuid.uuid4()}",
+    "host": "guest",
+    "ip": "127.0.0.1",
+}
+GIB = 1024 * MIB
+OTHER = "lapilli-service"  # a volume group without a thin pool
+PATIENCE = 120  # seconds: the machine is emulated
+
+
+class Iscsi:
+    """open-iscsi, told what os-brick is told."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self._node = Node(info)
+
+    def open(self) -> str:
+        return self._node.login()
+
+    def look_again(self) -> None:
+        self._node.rescan()
+
+    def close(self) -> None:
+        self._node.leave()
+
+
+class Nvme:
+    """nvme-cli, the same."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self._info = info
+
+    def open(self) -> str:
+        connect(self._info, patience=60)
+        return device_of(self._info)
+
+    def look_again(self) -> None:
+        """The target tells by itself."""
+
+    def close(self) -> None:
+        run("nvme", "disconnect", "--nqn", self._info["target_nqn"])
+
+
+def clear_tgt() -> None:
+    """End the daemon as a power failure does."""
+    run("pkill", "-9", "-x", "tgtd")
+    until(lambda: subprocess.run(["pgrep", "-x", "tgtd"], capture_output=True).returncode == 1, PATIENCE)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A back end, who connects to it, and what a power failure does to its target."""
+
+    options: dict[str, Any]
+    initiator: type[Iscsi | Nvme]
+    fail: Callable[[], None]
+    group: str = ""
+
+
+THIN = {"volume_driver": "lvm", "volume_group": groups.MAIN, "lvm_thin_pool": groups.POOL, "lvm_type": "thin"}
+THICK = {"volume_driver": "lvm", "volume_group": OTHER, "lvm_type": "default"}
+KINDS = {
+    "lio": Kind(THIN, Iscsi, clear_lio, groups.MAIN),
+    "tgt": Kind(THICK, Iscsi, clear_tgt, OTHER),
+    "nvmet": Kind({}, Nvme, clear_nvmet),
+}
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A service with a thin and a thick back end."""
-    groups.lvm("vgcreate", "--yes", GROUP, groups.other_disk())
-    config: dict[str, dict[str, Any]] = {"DEFAULT": {"enabled_backends": "thin,thick"}}
-    config["thin"] = {"volume_group": groups.MAIN, "lvm_thin_pool": groups.POOL, "lvm_type": "thin"}
-    config["thick"] = {"volume_group": GROUP, "lvm_type": "default"}
-    for name in KINDS:
-        config[name] |= {"volume_driver": "lvm", "target_helper": "tgt"}
-    service = Service(tmp_path_factory.mktemp("service"), config=config)
-    service.start()
-    made = Api(service)
-    for name in KINDS:
-        answer = made.post("/v3/types", {"volume_type": {"name": name}}, as_="admin")
-        type_id = answer.json()["volume_type"]["id"]
-        specs = {"extra_specs": {"volume_backend_name": name}}
-        assert made.post(f"/v3/types/{type_id}/extra_specs", specs, as_="admin").status_code == 200
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    groups.lvm("vgcreate", "--yes", OTHER, groups.disk("service"))
+    made = Service(tmp_path_factory.mktemp("story") / "state")
+    made.config = {"DEFAULT": {"enabled_backends": ",".join(KINDS), "report_interval": 2}}
+    for name, kind in KINDS.items():
+        ways = {"target_helper": name, "target_port": free_port(), "volume_backend_name": name}
+        made.config[name] = {"filepool_path": made.state_dir / name} | ways | kind.options
+    made.start(wait=False)
+    made.wait_until_up(PATIENCE)
     yield made
-    service.end()
-    groups.lvm("vgremove", "--yes", "--force", GROUP)
+    made.end()
+    clear_lio()
+    clear_nvmet()
+    groups.empty(groups.MAIN, keep=(groups.POOL,))
+    groups.lvm("vgremove", "--yes", "--force", OTHER)
 
 
-def attached(api: Api, volume_id: str) -> dict[str, Any]:
-    body = {"attachment": {"volume_uuid": volume_id, "connector": CONNECTOR}}
+@pytest.fixture(scope="module")
+def api(service: Service) -> Api:
+    """A client, once all back ends are known."""
+    made = Api(service)
+    path = "/v3/scheduler-stats/get_pools"
+    until(lambda: len(made.get(path, as_="admin").json()["pools"]) == len(KINDS), PATIENCE)
+    for name in KINDS:
+        told = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": name}}}
+        assert made.post("/v3/types", told, as_="admin").status_code == 200
+    return made
+
+
+def volume_of(api: Api, kind: str, **more: Any) -> str:
+    """A fresh volume of 1 GiB, or of what else is asked for."""
+    answer = api.post("/v3/volumes", {"volume": {"size": 1, "volume_type": kind, **more}})
+    assert answer.status_code == 202, answer.text
+    identifier = str(answer.json()["volume"]["id"])
+    api.wait(f"/v3/volumes/{identifier}", "volume", "available", PATIENCE)
+    return identifier
+
+
+def attach(api: Api, volume: str) -> dict[str, Any]:
+    body = {"attachment": {"volume_uuid": volume, "connector": CONNECTOR}}
     answer = api.post("/v3/attachments", body)
     assert answer.status_code == 200, answer.text
-    made: dict[str, Any] = answer.json()["attachment"]
-    assert api.post(f"/v3/attachments/{made['id']}/action", {"os-complete": None}).status_code == 204
-    return made
+    return dict(answer.json()["attachment"])
+
+
+def complete(api: Api, attachment: dict[str, Any]) -> None:
+    path = f"/v3/attachments/{attachment['id']}/action"
+    assert api.post(path, {"os-complete": None}).status_code == 204
 
 
 def detach(api: Api, attachment: dict[str, Any]) -> None:
     assert api.delete(f"/v3/attachments/{attachment['id']}").status_code == 200
 
 
+@contextmanager
+def opened(api: Api, volume: str, kind: str) -> Iterator[str]:
+    """The disk of a volume while it is attached."""
+    attachment = attach(api, volume)
+    initiator = KINDS[kind].initiator(attachment["connection_info"])
+    disk = initiator.open()
+    try:
+        yield disk
+    finally:
+        initiator.close()
+    detach(api, attachment)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_volume_is_written_frozen_in_use_copied_and_deleted(api: Api, kind: str, tmp_path: Path) -> None:
-    volume = api.volume(volume_type=kind)
-    attachment = attached(api, volume["id"])
+def test_from_attaching_to_gone_through_a_kill_and_a_power_failure(
+    service: Service, api: Api, kind: str
+) -> None:
+    volume = volume_of(api, kind)
+    attachment = attach(api, volume)
     info = attachment["connection_info"]
-    write_export(info, 0x11, 0, MIB)
-    frozen = api.snapshot(volume["id"], force=True)
-    write_export(info, 0x22, 0, MIB)
-    assert holds_pattern(info, 0x22, 0, MIB)
+    initiator = KINDS[kind].initiator(info)
+    disk = initiator.open()
+    try:
+        complete(api, attachment)
+        until(lambda: size(disk) == GIB, PATIENCE)
+        write(disk, 7, MIB)
+        body = {"os-extend": {"new_size": 2}}
+        assert api.post(f"/v3/volumes/{volume}/action", body).status_code == 202
+        api.wait(f"/v3/volumes/{volume}", "volume", "in-use", PATIENCE)
+        initiator.look_again()
+        until(lambda: size(disk) == 2 * GIB, PATIENCE)
+        frozen = api.post("/v3/snapshots", {"snapshot": {"volume_id": volume, "force": True}})
+        snapshot = frozen.json()["snapshot"]["id"]
+        api.wait(f"/v3/snapshots/{snapshot}", "snapshot", "available", PATIENCE)
+        write(disk, 6, MIB)
+        service.kill()
+        write(disk, 8, 2 * MIB)  # the service is not needed for that
+        KINDS[kind].fail()
+        service.start(wait=False)
+        service.wait_until_up(PATIENCE)
+        assert holds(disk, 6, MIB), "the disk is there again, after a wait"
+        write(disk, 9, 3 * MIB)
+    finally:
+        initiator.close()
+    again = api.get(f"/v3/attachments/{attachment['id']}").json()["attachment"]["connection_info"]
+    assert again == info
     detach(api, attachment)
+    with pytest.raises(ConnectionError):
+        KINDS[kind].initiator(info).open()
 
-    copy = api.volume(snapshot_id=frozen["id"])
-    attachment = attached(api, copy["id"])
-    assert holds_pattern(attachment["connection_info"], 0x11, 0, MIB)
-    assert not holds_pattern(attachment["connection_info"], 0x22, 0, MIB)
-    detach(api, attachment)
-
-    for path in (f"/v3/snapshots/{frozen['id']}", f"/v3/volumes/{copy['id']}", f"/v3/volumes/{volume['id']}"):
+    copy = volume_of(api, kind, snapshot_id=snapshot, size=2)
+    with opened(api, copy, kind) as disk:
+        assert holds(disk, 7, MIB), "as it was when it was frozen"
+        assert not holds(disk, 8, 2 * MIB)
+    with opened(api, volume, kind) as disk:
+        assert holds(disk, 8, 2 * MIB)
+        assert holds(disk, 9, 3 * MIB)
+    for path in (f"/v3/snapshots/{snapshot}", f"/v3/volumes/{copy}", f"/v3/volumes/{volume}"):
         assert api.delete(path).status_code == 202
-        api.wait_gone(path)
-    left = " ".join(groups.names({"thin": groups.MAIN, "thick": GROUP}[kind]))
-    assert [each for each in (volume["id"], frozen["id"], copy["id"]) if each in left] == []
+        api.wait_gone(path, PATIENCE)
+    if group := KINDS[kind].group:
+        left = " ".join(groups.names(group))
+        assert [each for each in (volume, snapshot, copy) if each in left] == []
+
+
+def test_a_locked_volume_is_opened_by_dm_crypt_as_nova_does(service: Service, api: Api) -> None:
+    told = {"volume_type": {"name": "locked", "extra_specs": {"volume_backend_name": "lio"}}}
+    kind = api.post("/v3/types", told, as_="admin").json()["volume_type"]["id"]
+    how = {"provider": "luks2", "cipher": "aes-xts-plain64", "key_size": 512, "control_location": "front-end"}
+    assert api.post(f"/v3/types/{kind}/encryption", {"encryption": how}, as_="admin").status_code == 200
+    volume = volume_of(api, "locked")
+    attachment = attach(api, volume)
+    assert attachment["connection_info"]["encrypted"] is True
+    key = subprocess.run(service.command("passphrase", volume), capture_output=True, timeout=120, check=True)
+    initiator = Iscsi(attachment["connection_info"])
+    disk, name = initiator.open(), f"crypt-{volume[:8]}"
+    try:
+        unlock = ["cryptsetup", "open", "--key-file", "-", disk, name]
+        assert subprocess.run(unlock, input=b"wrong", capture_output=True, timeout=120).returncode != 0
+        subprocess.run(unlock, input=key.stdout, capture_output=True, timeout=120, check=True)
+        try:
+            clear = os.path.realpath(f"/dev/mapper/{name}")
+            assert size(clear) == GIB, "the tenant has all of the size asked for"
+            write(clear, 7, 4 * MIB)
+            assert holds(clear, 7, 4 * MIB)
+            assert not holds(disk, 7, 20 * MIB), "the target sees LUKS"
+        finally:
+            run("cryptsetup", "close", name)
+    finally:
+        initiator.close()
+    detach(api, attachment)

@@ -13,12 +13,14 @@ Names: `volume-ID` and `_snapshot-ID` (LVM takes no name that begins with `snaps
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shlex
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -39,6 +41,8 @@ _VOLUME, _SNAPSHOT = re.compile(f"volume-({_ID})"), re.compile(f"_snapshot-({_ID
 _OWN = re.compile(f"_(?:part|staged|temp|old|gone)-({_ID})(?:-.*)?")
 _REVERTING = "lapilli.reverting."  # a tag: the volume takes the content of the snapshot named after it
 _MAKE = ("--yes", "--wipesignatures", "n")
+
+_log = logging.getLogger("lapilli.lvm")
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,10 @@ class Lvm(Existings):
             if each.suspended:  # by a program that was killed: whoever has it open waits
                 self._run("lvchange", "--refresh", self._group.full_name(each.name), deed="wake a volume")
         if any(not each.active and not each.skips for each in found.values()):
-            self._run("vgchange", "--activate", "y", self._group.name, deed="activate the volumes")
+            try:
+                self._run("vgchange", "--activate", "y", self._group.name, deed="activate the volumes")
+            except StorageError as problem:  # of one of them: the others are there
+                _log.warning("[%s] %s", self._section, problem.message)
         for name in list(found):
             self._put_back(name, found)
         for each in found.values():
@@ -179,15 +186,40 @@ class Lvm(Existings):
 
     def create(self, volume: VolumeRef) -> None:
         """A logical volume; thick ones are made of what was cleared when it was given back."""
-        with contextlib.suppress(Exists):
-            self._make(_volume(volume.id), volume.length, f"create volume {volume.id}")
+        self._make(_volume(volume.id), volume.length, f"create volume {volume.id}")
 
     def _make(self, name: str, length: int, deed: str) -> None:
         if self._is_thin:
             size = ["--virtualsize", f"{length}b", "--thinpool", self._pool]
         else:
             size = ["--zero", "y", "--size", f"{length}b"]
-        self._run("lvcreate", *_MAKE, *size, "--name", name, self._group.name, deed=deed)
+        self._once(name, *_MAKE, *size, "--name", name, self._group.name, deed=deed)
+
+    def _once(self, name: str, *words: str, deed: str, cow: bool = False) -> None:
+        """Make a logical volume. One that is there already is success, unless an `lvcreate` that was cut off
+        has left it half made: listed, and not in the thin pool, or a snapshot that is none yet."""
+        try:
+            return self._run("lvcreate", *words, deed=deed)
+        except Exists:
+            found = self._group.find(name)
+        if found is not None:
+            if found.cow == cow and self._wakes(found):
+                return None
+            self._group.remove(name, deed=deed)
+        return self._run("lvcreate", *words, deed=deed)
+
+    def _wakes(self, lv: Logical) -> bool:
+        """Whether it is active, or can be."""
+        if lv.active:
+            return True
+        change = partial(self._run, "lvchange", "--yes", "--ignoreactivationskip", "--activate", deed="look")
+        try:
+            change("y", self._group.full_name(lv.name))
+        except StorageError:
+            return False
+        if lv.skips:
+            change("n", self._group.full_name(lv.name))
+        return True
 
     @contextlib.contextmanager
     def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:
@@ -328,26 +360,17 @@ class Lvm(Existings):
     def _share(self, name: str, source: str, deed: str, *, sleeping: bool = False) -> None:
         """A thin snapshot under a name; one that is there already is success."""
         words = ["--setactivationskip", "y" if sleeping else "n", *([] if sleeping else ["--activate", "y"])]
-        with contextlib.suppress(Exists):
-            self._run(
-                "lvcreate",
-                "--yes",
-                "--snapshot",
-                *words,
-                "--name",
-                name,
-                self._group.full_name(source),
-                deed=deed,
-            )
+        words = ["--yes", "--snapshot", *words, "--name", name, self._group.full_name(source)]
+        self._once(name, *words, deed=deed)
 
     def delete(self, volume: VolumeRef) -> None:
         """Remove it and all that work on it left; thick ones are cleared first, under another name."""
         found = self._family(volume.id)
         main = found.get(_volume(volume.id))
         if main is not None:
-            if main.open:
-                raise Busy(f"Could not delete volume {volume.id}: it is in use.")
             _refuse_origin(main, "delete", volume.id)
+            if self._group.is_open(main):
+                raise Busy(f"Could not delete volume {volume.id}: it is in use.")
             self._drop(main, volume.id, f"delete volume {volume.id}")
         others = [each for each in found.values() if each is not main]
         for each in others:
@@ -408,7 +431,7 @@ class Lvm(Existings):
         if not found.has_cows:
             self._extend(name, length, deed)
             return
-        if found.open:
+        if self._group.is_open(found):
             raise StorageError(
                 f"Volume {volume.id} has snapshots and is in use: LVM can extend it when it is detached.",
                 retry=False,
@@ -454,14 +477,13 @@ class Lvm(Existings):
         # room for all of it to be written anew: one that overflows is lost. LVM takes off what is too much
         size = source.size + source.size // 64 + 4 * self._extent
         words = ["--snapshot", "--size", f"{size}b", "--name", name, self._group.full_name(source.name)]
-        with contextlib.suppress(Exists):
-            self._run("lvcreate", "--yes", *words, deed=deed)
+        self._once(name, "--yes", *words, deed=deed, cow=True)
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         """Remove it; of a thick one, what it kept is cleared first."""
         found = self._family(snapshot.id)
         for each in found.values():
-            if each.open and not each.cow:
+            if not each.cow and self._group.is_open(each):
                 raise Busy(f"Could not delete snapshot {snapshot.id}: it is in use.")
             self._drop(each, snapshot.id, f"delete snapshot {snapshot.id}")
 
@@ -481,7 +503,7 @@ class Lvm(Existings):
             raise Missing(f"The snapshot {snapshot.id} is missing from the volume group.")
         length = main.size
         progress(length, length)
-        if main.open:
+        if self._group.is_open(main):
             raise Busy(f"Could not {deed}: it is in use.")
         if frozen is not None and frozen.thin:
             self._publish(self._make_part(volume, frozen, _quiet, deed), volume.id, deed, over=True)

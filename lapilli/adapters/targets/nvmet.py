@@ -124,6 +124,15 @@ class Nvmet:
             if volume_id != nqn and self._is_ours(_subsystem(nqn), volume_id):
                 yield volume_id, _subsystem(nqn)
 
+    def _unmarked(self) -> Iterator[str]:
+        """Subsystems that are empty and nobody's: whoever made one was killed before it could mark it."""
+        for nqn in configfs.names(f"{_ROOT}/subsystems"):
+            volume_id, path = nqn.removeprefix(self._nqn("")), _subsystem(nqn)
+            mark = self._serial(volume_id).removeprefix(self._owner)
+            marked = (configfs.read(f"{path}/attr_serial") or mark).endswith(mark)
+            if volume_id != nqn and not marked and not configfs.names(f"{path}/namespaces"):
+                yield path
+
     def _is_ours(self, path: str, volume_id: str) -> bool:
         return configfs.read(f"{path}/attr_serial") == self._serial(volume_id)
 
@@ -146,6 +155,8 @@ class Nvmet:
             if changed:
                 what = "exported again" if found is None else "export completed"
                 mended.append(f"Volume {spec.volume_id}: {what}.")
+        for path in self._unmarked():
+            _remove(path)
         for path in present.values():
             _remove(path)
             mended.append(f"Removed the export {os.path.basename(path)}, which nobody wants.")

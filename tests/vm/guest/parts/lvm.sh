@@ -3,7 +3,7 @@
 modprobe -a dm_mod dm_thin_pool dm_snapshot dm_zero virtio_blk
 udevadm settle
 filter=
-for name in lvm thin thick other; do filter+="\"a|^$(readlink -f "/dev/disk/by-id/virtio-$name")\$|\", "; done
+for name in lvm thin thick other service; do filter+="\"a|^$(readlink -f "/dev/disk/by-id/virtio-$name")\$|\", "; done
 udevadm control --exit
 cat >>/etc/lvm/lvmlocal.conf <<END
 devices {
