@@ -52,6 +52,7 @@ PACKAGES = (
     "thin-provisioning-tools",
     "cryptsetup-bin",
     "xfsprogs",
+    "sudo",
     "qemu-utils",
     "qemu-block-extra",
     "tgt",

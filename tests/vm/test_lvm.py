@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lapilli.adapters.drivers.lvm import Lvm, LvmOptions
-from lapilli.adapters.lvm import CutOff
+from lapilli.adapters.lvm import CutOff, Missing
 from lapilli.errors import Busy, ConfigError, StorageError
 from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
 from tests.contract.drivers import backends
@@ -20,6 +20,7 @@ from tests.vm.groups import lvm
 
 GROUP = "lapilli-other"
 MIB = 1 << 20
+NOBODY = 65534
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -60,6 +61,25 @@ def test_an_empty_group_is_given_a_thin_pool(group: str) -> None:
     (pool,) = driver.pools()
     assert pool.capabilities["provisioned_capacity_gb"] == 100
     assert pool.capabilities["data_percent"] < 1
+
+
+def test_its_programs_are_run_by_sudo_which_drops_our_environment(group: str) -> None:
+    os.seteuid(NOBODY)
+    try:
+        driver = Lvm(LvmOptions(volume_group=group), name="lvm", state_dir="/nowhere")
+    finally:
+        os.seteuid(0)
+    driver.start()
+    one, copy = volume(), volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    driver.clone(copy, one, quiet)
+    assert backends.read(driver.address(copy), 4) == b"kept"
+    driver.delete(copy)
+    driver.delete(one)
+    with pytest.raises(Missing, match="is missing from the volume group"):
+        driver.extend(one, 2)
+    assert driver.volumes() == []
 
 
 def test_a_group_that_holds_something_is_left_thick(group: str) -> None:
