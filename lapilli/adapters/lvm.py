@@ -23,7 +23,7 @@ _PATIENCE = 120  # seconds: one command waits for those of others
 _MOMENTS = (0.1, 0.2, 0.4, 0.8, 1.5)  # seconds
 _LISTED = (
     "lv_name,lv_size,origin,origin_size,pool_lv,lv_layout,lv_role,lv_active,lv_device_open,lv_suspended,"
-    "lv_skip_activation,lv_merging,lv_tags,lv_snapshot_invalid,data_percent,metadata_percent,zero"
+    "lv_skip_activation,lv_snapshot_invalid,data_percent,metadata_percent,zero"
 )
 _NAME = re.compile(r"(?!snapshot|pvmove|[.-])[A-Za-z0-9+_.-]{1,110}")
 _PARTS = ("metadata", "data")  # of a thin pool
@@ -88,9 +88,7 @@ class Logical(msgspec.Struct, frozen=True):
     open: bool
     suspended: bool
     skips: bool  # is not activated with the others
-    merging: bool
     invalid: bool
-    tags: tuple[str, ...]
     data_percent: float
     metadata_percent: float
     zeroes: bool  # of a pool: it zeroes what it gives out
@@ -140,7 +138,7 @@ class Group:
         return Room(*(int(found[key]) for key in ("vg_size", "vg_free", "vg_extent_size")))
 
     def all(self) -> dict[str, Logical]:
-        """All logical volumes by name, but for LVM's own; those that are being merged are among them."""
+        """All logical volumes by name, but for LVM's own."""
         rows = self._report("lvs", "lv", _LISTED, self.name)
         shown = [_logical(row) for row in rows]
         return {each.name: each for each in shown}
@@ -229,9 +227,7 @@ def _logical(row: dict[str, str]) -> Logical:
         open=row["lv_device_open"] == "1",
         suspended=row["lv_suspended"] == "1",
         skips=row["lv_skip_activation"] == "1",
-        merging=row["lv_merging"] == "1",
         invalid=row["lv_snapshot_invalid"] == "1",
-        tags=tuple(filter(None, row["lv_tags"].split(","))),
         data_percent=float(row["data_percent"] or 0),
         metadata_percent=float(row["metadata_percent"] or 0),
         zeroes=row["zero"] == "1",

@@ -217,6 +217,7 @@ operation(
     on=("snapshot", "delete", "force_delete"),
     volume=[DeleteSnapshot(), DeleteSnapshotOnFinish()],
     failed=delete_failed,
+    deadline=3600,  # as for volumes
 )
 
 

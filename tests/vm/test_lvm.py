@@ -212,6 +212,24 @@ def test_a_volume_that_is_open_is_not_deleted(group: str, lvm_type: str) -> None
     assert driver.volumes() == []
 
 
+def test_a_thick_snapshot_that_is_read_is_not_deleted(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    one = volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    frozen = snapshot_of(one)
+    driver.create_snapshot(frozen, in_use=False, progress=quiet)
+    with open(f"/dev/{group}/_snapshot-{frozen.id}", "rb"), pytest.raises(Busy, match="in use"):
+        driver.delete_snapshot(frozen)
+    assert driver.snapshots() == [frozen.id]
+    backends.write(driver.address(one), b"more")
+    driver.revert(one, frozen, quiet)
+    assert backends.read(driver.address(one), 4) == b"kept"
+    driver.delete_snapshot(frozen)
+    driver.delete(one)
+    assert groups.names(group) == []
+
+
 def test_what_a_thick_snapshot_kept_is_cleared_too(group: str) -> None:
     driver = made(group, lvm_type="default")
     one = volume()
@@ -274,6 +292,7 @@ def test_killed_in_the_middle_of_commands_it_recovers(
     calls = {
         "create": lambda: driver.create(one),
         "snapshot": lambda: driver.create_snapshot(frozen, in_use=True, progress=quiet),
+        "revert": lambda: driver.revert(one, frozen, quiet),
         "copy": lambda: driver.create_from_snapshot(copy, frozen, quiet),
         "extend": lambda: driver.extend(copy, 2) if lvm_type == "thin" else None,
         "delete": lambda: driver.delete(copy),
@@ -300,6 +319,10 @@ def test_killed_in_the_middle_of_commands_it_recovers(
         if name == "create":
             assert driver.size_of(one) == GIB
             backends.write(driver.address(one), b"kept")
+        if name == "snapshot":
+            backends.write(driver.address(one), b"more")
+        if name == "revert":
+            assert backends.read(driver.address(one), 4) == b"kept"
         if name == "copy":
             assert backends.read(driver.address(copy), 4) == b"kept"
     left = [each for each in groups.names(group) if not each.endswith("pool")]

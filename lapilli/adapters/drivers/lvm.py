@@ -16,7 +16,6 @@ import contextlib
 import logging
 import re
 import shlex
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +34,9 @@ from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, Snapsho
 
 _VERSION = "1.0"
 _MIB = 1 << 20
-_HOURS = 12 * 3600
 _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _VOLUME, _SNAPSHOT = re.compile(f"volume-({_ID})"), re.compile(f"_snapshot-({_ID})")
 _OWN = re.compile(f"_(?:part|staged|temp|old|gone)-({_ID})(?:-.*)?")
-_REVERTING = "lapilli.reverting."  # a tag: the volume takes the content of the snapshot named after it
 _MAKE = ("--yes", "--wipesignatures", "n")
 
 _log = logging.getLogger("lapilli.lvm")
@@ -119,16 +116,22 @@ class Lvm(Existings):
             self._see_pool(found.get(self._pool), room.free // room.extent)
         for each in found.values():
             if each.suspended:  # by a program that was killed: whoever has it open waits
-                self._run("lvchange", "--refresh", self._group.full_name(each.name), deed="wake a volume")
+                with self._told():
+                    self._run("lvchange", "--refresh", self._group.full_name(each.name), deed="wake a volume")
         if any(not each.active and not each.skips for each in found.values()):
-            try:
+            with self._told():
                 self._run("vgchange", "--activate", "y", self._group.name, deed="activate the volumes")
-            except StorageError as problem:  # of one of them: the others are there
-                _log.warning("[%s] %s", self._section, problem.message)
         for name in list(found):
-            self._put_back(name, found)
-        for each in found.values():
-            self._finish_revert(each, found)
+            with self._told():
+                self._put_back(name, found)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """For what fails with one volume: the others are there."""
+        try:
+            yield
+        except StorageError as problem:
+            _log.warning("[%s] %s", self._section, problem.message)
 
     def _see_pool(self, pool: Logical | None, free_extents: int) -> None:
         if pool is None:
@@ -230,7 +233,7 @@ class Lvm(Existings):
         old = found.get(_volume(volume.id))
         if over and old is not None:
             _refuse_origin(old, "replace", volume.id)
-        self._discard(found, *(each for each in found if each.startswith("_staged-")))
+        self._discard(found, *(each for each in found if each.startswith(("_staged-", "_gone-"))))
         self._make(name, volume.length, deed)
         try:
             yield BlockAddress(kind="block", location=self._group.path(name))
@@ -240,16 +243,22 @@ class Lvm(Existings):
 
     def _publish(self, name: str, volume_id: str, deed: str, *, over: bool) -> None:
         """Give what is whole the volume's name; one that is there is kept, or with `over` goes."""
+        old = f"_old-{volume_id}"
         if over:
-            # between these two nothing is the volume: `_put_back` mends what was cut off there
-            if self._group.find(name) is None:
+            found = self._family(volume_id)
+            if name not in found:
                 raise Missing(f"Could not {deed}: what was staged is gone.")
+            self._discard(found, old)  # of an earlier try, cut off after these two
+            # between these two nothing is the volume: `_put_back` mends what was cut off there
             with contextlib.suppress(Missing):
-                self._group.rename(_volume(volume_id), f"_old-{volume_id}", deed=deed)
-        with contextlib.suppress(Exists):
+                self._group.rename(_volume(volume_id), old, deed=deed)
+        try:
             self._group.rename(name, _volume(volume_id), deed=deed)
+        except Exists:
+            if over:  # another worker has put the old one back
+                raise Busy(f"Could not {deed}: somebody else works on it.") from None
         if over:
-            self._discard(self._family(volume_id), f"_old-{volume_id}")
+            self._discard(self._family(volume_id), old)
 
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """A thin snapshot of the snapshot, or a copy of a thick one."""
@@ -261,16 +270,18 @@ class Lvm(Existings):
     def clone(
         self, volume: VolumeRef, source: VolumeRef, progress: Progress, *, in_use: bool = False
     ) -> None:
-        """A thin snapshot, or a copy: of a thick volume in use by way of a snapshot for that time."""
+        """A thin snapshot, or a copy of a snapshot for that time, which whoever writes does not change."""
         found = self._source(_volume(source.id), f"volume {source.id}", volume)
-        if found.thin or not in_use:
+        if found.thin:
             self._copy(volume, found, progress)
             return
-        if self._group.find(_volume(volume.id)) is not None:
+        family, deed = self._family(volume.id), f"clone volume {source.id}"
+        self._discard(family, *(each for each in family if each != _volume(volume.id)))
+        if _volume(volume.id) in family:
             return
         temporary = f"_temp-{volume.id}"
-        self._discard(self._family(volume.id), temporary)
-        self._freeze(temporary, found, f"clone volume {source.id}")
+        # of a volume that nobody has, little is written anew before somebody has it
+        self._freeze(temporary, found, deed, room=found.size if in_use else found.size // 10)
         try:
             self._copy(volume, msgspec.structs.replace(found, name=temporary), progress)
         finally:
@@ -382,15 +393,26 @@ class Lvm(Existings):
             self._group.remove(lv.name, deed=deed)
             return
         name = lv.name
+        if lv.cow:
+            # what it holds of its origin's former content is in blocks that come back to the group
+            self._run("lvconvert", "--yes", "--splitsnapshot", self._group.full_name(name), deed=deed)
         if not name.startswith("_gone-"):
             name = f"_gone-{owner}-{uuid.uuid4().hex[:8]}"
             with contextlib.suppress(Missing):
                 self._group.rename(lv.name, name, deed=deed)
-        if lv.cow:
-            # what it holds of its origin's former content is in blocks that come back to the group
-            self._run("lvconvert", "--yes", "--splitsnapshot", self._group.full_name(name), deed=deed)
-        self._clearing.clear(name, deed)
-        self._group.remove(name, deed=deed)
+                self._refuse_late_opener(name, lv.name, deed)
+        try:
+            self._clearing.clear(name, deed)
+            self._group.remove(name, deed=deed)
+        except Busy as problem:  # what is cleared cannot be used again
+            raise StorageError(problem.message) from problem
+
+    def _refuse_late_opener(self, name: str, former: str, deed: str) -> None:
+        """Under its passing name nobody finds it; who opened it before keeps it."""
+        found = self._group.find(name)
+        if found is not None and self._group.is_open(found):
+            self._group.rename(name, former, deed=deed)
+            raise Busy(f"Could not {deed}: it is in use.")
 
     def _discard(self, found: Mapping[str, Logical], *names: str) -> None:
         """Remove what is not needed; what somebody still has open is left to a later delete."""
@@ -470,12 +492,13 @@ class Lvm(Existings):
         self._freeze(_snapshot(snapshot.id), source, f"create snapshot {snapshot.id}")
         progress(source.size, source.size)
 
-    def _freeze(self, name: str, source: Logical, deed: str) -> None:
+    def _freeze(self, name: str, source: Logical, deed: str, *, room: int | None = None) -> None:
         if source.thin:
             self._share(name, source.name, deed, sleeping=True)
             return
         # room for all of it to be written anew: one that overflows is lost. LVM takes off what is too much
-        size = source.size + source.size // 64 + 4 * self._extent
+        room = source.size if room is None else room
+        size = room + room // 64 + 4 * self._extent
         words = ["--snapshot", "--size", f"{size}b", "--name", name, self._group.full_name(source.name)]
         self._once(name, "--yes", *words, deed=deed, cow=True)
 
@@ -488,53 +511,26 @@ class Lvm(Existings):
             self._drop(each, snapshot.id, f"delete snapshot {snapshot.id}")
 
     def revert(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
-        """Thin: a snapshot of the snapshot takes the volume's place. Thick: LVM merges the snapshot, which is
-        taken anew; a tag on the volume tells meanwhile that it must be."""
+        """Thin: a snapshot of the snapshot takes the volume's place. Thick: the content is copied back.
+
+        LVM could merge a thick snapshot, but gives its blocks away without clearing them.
+        """
         deed = f"revert volume {volume.id}"
-        found = self._group.all()
-        main, frozen = found.get(_volume(volume.id)), found.get(_snapshot(snapshot.id))
-        if main is None:
-            self._put_back(f"_old-{volume.id}", found)
-            main = found.get(_volume(volume.id))
+        main = self._family(volume.id).get(_volume(volume.id))
+        frozen = self._group.find(_snapshot(snapshot.id))
         if main is None:
             raise Missing(f"The volume {volume.id} is missing from the volume group.")
-        tag = _REVERTING + snapshot.id
-        if frozen is None and tag not in main.tags:
+        if frozen is None:
             raise Missing(f"The snapshot {snapshot.id} is missing from the volume group.")
-        length = main.size
-        progress(length, length)
+        if frozen.invalid:
+            raise StorageError(f"Snapshot {snapshot.id} has overflowed and holds nothing.", retry=False)
+        progress(0, main.size)
         if self._group.is_open(main):
             raise Busy(f"Could not {deed}: it is in use.")
-        if frozen is not None and frozen.thin:
-            self._publish(self._make_part(volume, frozen, _quiet, deed), volume.id, deed, over=True)
-            return
-        if frozen is not None and tag not in main.tags:
-            self._run("lvchange", "--addtag", tag, self._group.full_name(main.name), deed=deed)
-        if frozen is not None and not frozen.merging:
-            words = ["--yes", "--merge", self._group.full_name(frozen.name)]
-            self._run("lvconvert", *words, deed=deed, timeout=_HOURS)
-        self._await_merge(main.name, frozen.name if frozen else "", deed)
-
-    def _await_merge(self, volume: str, snapshot: str, deed: str) -> None:
-        deadline = time.monotonic() + _HOURS
-        while (found := self._group.all()).get(snapshot) is not None:
-            if time.monotonic() > deadline:
-                raise StorageError(f"Could not {deed}: LVM has not merged the snapshot.")
-            self._run("lvchange", "--poll", "y", self._group.full_name(volume), deed=deed)
-            time.sleep(1)
-        self._finish_revert(found[volume], found)
-
-    def _finish_revert(self, volume: Logical, found: Mapping[str, Logical]) -> None:
-        """Take a merged snapshot anew: the volume has its content."""
-        for tag in (each for each in volume.tags if each.startswith(_REVERTING)):
-            name = _snapshot(tag.removeprefix(_REVERTING))
-            deed = f"revert {volume.name}"
-            kept = found.get(name)
-            if kept is not None and kept.merging:
-                continue  # whoever reverts it again waits for that
-            if kept is None:
-                self._freeze(name, volume, deed)
-            self._run("lvchange", "--deltag", tag, self._group.full_name(volume.name), deed=deed)
+        if frozen.thin:
+            self._publish(self._make_part(volume, frozen, progress, deed), volume.id, deed, over=True)
+        else:
+            self._copy_bytes(frozen, main.name, progress)
 
     # -- what is there ----------------------------------------------------------------------------------
 
@@ -594,10 +590,6 @@ def _owner(name: str) -> str:
 def _refuse_origin(lv: Logical, verb: str, volume_id: str) -> None:
     if lv.has_cows:
         raise Busy(f"Could not {verb} volume {volume_id}: thick snapshots depend on it. Delete them first.")
-
-
-def _quiet(_done: int, _total: int) -> None:
-    pass
 
 
 def _gib(length: int) -> float:
