@@ -12,7 +12,7 @@ FUZZ_MINUTES ?= 10
 # more words for pytest, such as TESTS=tests/api or ARGS='-x -k extend'
 TESTS ?= tests
 ARGS ?=
-# more suites for `make test`, such as BESIDE='test-ceph test-vm'
+# more suites for `make test`, such as BESIDE='test-ceph test-vm-quick'
 BESIDE ?=
 
 export PYTHONUNBUFFERED := 1
@@ -21,7 +21,7 @@ ready := $(VENV)/.ready
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##### run it
 
@@ -90,6 +90,10 @@ test-ceph: venv ## Run the tests that need a Ceph, on one that is made for them 
 .PHONY: test-vm
 test-vm: venv ## Run the tests that need Linux's own storage, in a virtual machine (root, Debian)
 	$(bin)/python -m tests.vm $(ARGS)
+
+.PHONY: test-vm-quick
+test-vm-quick: venv ## The same without thick volumes, and without LVM's own tests
+	$(bin)/python -m tests.vm --quick $(ARGS)
 
 .PHONY: lint
 lint: venv ## Check style and formatting

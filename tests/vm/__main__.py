@@ -1,6 +1,6 @@
 """`make test-vm`: what needs Linux's own storage, in a virtual machine that runs Debian's kernel.
 
-    python -m tests.vm [--minutes 30] [--bench | --shell COMMAND] [words for pytest]
+    python -m tests.vm [--minutes 30] [--quick | --bench | --shell COMMAND] [words for pytest]
 
 LVM, LIO, nvmet and their initiators need kernel modules that a container or a builder has not. So virtme-ng
 boots Debian's kernel with this machine's own files, by software emulation, and everything runs in that one
@@ -38,10 +38,14 @@ OUTPUT = ROOT / "build" / "vm"  # the only place that the guest shares with us f
 BACKENDS = "lvm-thin,lvm-thick"  # of the drivers' suite
 # what runs side by side, each in volume groups of its own: back ends, and tests. The kernel's targets
 # are in one suite: everything that they serve is removed after a test
-SUITES: list[tuple[str, list[str]]] = [
-    ("lvm-thick", ["tests/contract/drivers"]),
+QUICK: list[tuple[str, list[str]]] = [
     (BACKENDS, ["tests/vm/test_service.py", "tests/vm/test_targets.py", "tests/contract/targets"]),
-    ("lvm-thin", ["tests/vm/test_lvm.py", "tests/vm/test_dm_crypt.py", "tests/contract/drivers"]),
+    ("lvm-thin", ["tests/contract/drivers"]),
+]
+SUITES = [
+    *QUICK,
+    ("lvm-thick", ["tests/contract/drivers"]),
+    ("lvm-thin", ["tests/vm/test_lvm.py", "tests/vm/test_dm_crypt.py"]),
 ]
 PACKAGES = (
     "linux-image-amd64",  # the cloud flavour has no 9p
@@ -78,6 +82,7 @@ def main(words: list[str]) -> int:
     """Run it; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Run tests in a virtual machine.")
     parser.add_argument("--minutes", type=float, default=30, help="after which the guest is ended")
+    parser.add_argument("--quick", action="store_true", help="without thick volumes, and LVM's own tests")
     parser.add_argument("--shell", metavar="COMMAND", help="run this in the guest, and not the tests")
     parser.add_argument(
         "--bench", action="store_true", help="measure LVM and targets instead; figures in build/vm"
@@ -90,7 +95,7 @@ def main(words: list[str]) -> int:
     tools = machine.environment("virtme-ng", HERE / "requirements")
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
-    suites = SUITES
+    suites = QUICK if chosen.quick else SUITES
     if any(word.startswith("tests/") for word in rest):
         suites = [(BACKENDS, [])]
     (OUTPUT / "command").write_text(chosen.shell or side_by_side(suites, rest))
