@@ -7,6 +7,7 @@ task, from the key store to the program that writes the header.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,8 @@ from lapilli.store import records
 KEY_ID = "cinder_encryption_key_id"  # properties of an image of encrypted bytes
 KEY_POLICY = "cinder_encryption_key_deletion_policy"
 _ON_DELETION = "on_image_deletion"
+
+_log = logging.getLogger("lapilli.keys")
 
 
 def volume_owner(volume_id: str) -> str:
@@ -188,7 +191,8 @@ def passphrase(core: Core, volume_id: str) -> str:
 def handed_over(core: Core, volume: Volume, project_id: str) -> Iterator[str | None]:
     """A volume's key for another project, which keeps it when the context ends well; its id.
 
-    Where keys belong to projects there are two for a while. One of them goes, whichever way it ends.
+    Where keys belong to projects there are two for a while. One of them goes, whichever way it ends: the one
+    that the volume does not have then, since two who take the same volume have found the same key.
     """
     old, keys, owner = volume.encryption_key_id, core.keys, volume_owner(volume.id)
     if old is None or keys is None or keys.key_for(owner) is not None or project_id == volume.project_id:
@@ -198,9 +202,21 @@ def handed_over(core: Core, volume: Volume, project_id: str) -> Iterator[str | N
     try:
         yield new
     except Exception:
-        keys.delete(owner, new, project_id)
+        _drop_unused(core, keys, volume.id, new, project_id)
         raise
-    keys.delete(owner, old, volume.project_id)
+    _drop_unused(core, keys, volume.id, old, volume.project_id)
+
+
+def _drop_unused(core: Core, keys: KeyStore, volume_id: str, key_id: str, project_id: str) -> None:
+    """Remove a project's key of a volume that has another one now. What cannot be done is only logged."""
+    try:
+        with core.store.read() as connection:  # locked: a commit that nobody heard of may be on its way
+            volume = records.find(connection, Volume, volume_id, lock="update")
+        if volume is None or key_id == volume.encryption_key_id or project_id == volume.project_id:
+            return
+        keys.delete(volume_owner(volume_id), key_id, project_id)
+    except Exception:  # the caller is told how the transfer went, and the doctor finds the key
+        _log.exception("key %s of volume %s stays in project %s for now", key_id, volume_id, project_id)
 
 
 # --- images of encrypted bytes ---------------------------------------------------------------------------

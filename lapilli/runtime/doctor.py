@@ -37,6 +37,7 @@ from lapilli.flows.retype import reserved_of
 from lapilli.flows.scheduling import EVICTING, FILLING
 from lapilli.flows.volume_tasks import backend_host, growth_of
 from lapilli.ports.driver import SnapshotRef, VolumeRef
+from lapilli.ports.keys import Key
 from lapilli.store import outbox, records, tables
 
 # a volume in these may have nothing at its back end: a delete may have failed after its work was done
@@ -218,7 +219,14 @@ class Doctor:
             return
         for key in kept:
             kind, _, identifier = key.owner.partition("-")
-            if identifier in self.busy or self._has_owner(kind, identifier):
+            if identifier in self.busy:
+                continue
+            if self._was_left(key):
+                yield Difference(
+                    f"project {key.project_id} still has a key of volume {identifier}, which is another's",
+                    partial(self._drop_left, key),
+                )
+            if self._has_owner(kind, identifier):
                 continue
             yield Difference(
                 f"the key store holds key {key.id} of {kind} {identifier}, which is gone",
@@ -233,6 +241,17 @@ class Doctor:
                 continue  # its key may be where it is served
             if not self._has_key(each, ids):
                 yield Difference(f"volume {each.id} is encrypted, but its key is gone")
+
+    def _was_left(self, key: Key) -> bool:
+        """Whether a transfer that was cut off has left it, in a project that does not have the volume."""
+        volume = self.volumes.get(key.owner.removeprefix("volume-"))
+        if volume is None or volume.status == "awaiting-transfer":  # somebody may be accepting it
+            return False
+        return key.project_id not in ("", volume.project_id) and not self._moved(Volume, volume.id)
+
+    def _drop_left(self, key: Key) -> None:
+        if self.core.keys is not None and self._was_left(key):
+            self.core.keys.delete(key.owner, key.id, key.project_id)
 
     def _has_owner(self, kind: str, identifier: str) -> bool:
         """Whether a key's owner is there, or may be: what cannot be found out counts as being there."""
