@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -227,7 +229,112 @@ def test_fetch_gives_the_content_and_notices_damage(
     stored.unlink()
     with pytest.raises(ImageUnacceptable, match="is gone"), images.fetch(image, str(tmp_path), quiet):
         raise AssertionError("it was handed out")
-    assert [each.name for each in tmp_path.iterdir() if "download" in each.name] == [], "something was left"
+    assert downloads(tmp_path) == [], "something was left"
+
+
+def downloads(directory: Path) -> list[Path]:
+    """What is there of images that were downloaded."""
+    return sorted(each for each in directory.iterdir() if "download" in each.name)
+
+
+def test_two_who_fetch_one_image_do_not_disturb_each_other(
+    images: GlanceImages, made: Make, tmp_path: Path
+) -> None:
+    """Such as a worker that was stopped and goes on, and the one that has taken over from it."""
+    image = images.get(made())
+    begun, reading, ended = (threading.Event() for _ in range(3))
+
+    def late(done: int, _total: int) -> None:
+        """Stands still in the middle of the download, until the other reads."""
+        if done < len(CONTENT) and not begun.is_set():
+            begun.set()
+            assert reading.wait(60)
+
+    def first() -> bytes:
+        try:
+            with images.fetch(image, str(tmp_path), late) as (path, whole):
+                whole()
+                return Path(path).read_bytes()
+        finally:
+            ended.set()
+
+    def second() -> bytes:
+        assert begun.wait(60)
+        with images.fetch(image, str(tmp_path), quiet) as (path, whole), open(path, "rb") as file:
+            found = file.read(1000)
+            reading.set()
+            assert ended.wait(60)
+            whole()
+            assert Path(path).exists(), "whoever opens it once more finds it"
+            return found + file.read()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [each.result() for each in (pool.submit(first), pool.submit(second))] == [CONTENT, CONTENT]
+    assert downloads(tmp_path) == [], "something was left"
+
+
+_READER = """
+    import sys, time
+    from lapilli.adapters.images.glance import GlanceImages
+    from lapilli.adapters.images.image_api import GlanceOptions, ServiceUserOptions
+
+    address, name, password, identifier, directory, region = sys.stdin.read().split()
+    user = ServiceUserOptions(
+        auth_url=address, username=name, password=password, region_name=region, interface="public"
+    )
+    images = GlanceImages(GlanceOptions(), user, "/nowhere")
+    with images.fetch(images.get(identifier), directory, lambda done, total: None):
+        print("reading", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_what_a_killed_reader_leaves_is_removed(
+    cloud: Cloud, images: GlanceImages, made: Make, tmp_path: Path
+) -> None:
+    """By whoever fetches any image next; and nothing that another still reads."""
+    read, other = made(), images.get(made())
+    user = service_user(cloud)
+    words = (user.auth_url, user.username, user.password, read, tmp_path, user.region_name)
+    readers = [started(_READER, *words) for _ in range(2)]
+    killed, paused = readers
+    try:
+        assert [line_of(each) for each in readers] == ["reading\n"] * 2
+        paused.send_signal(signal.SIGSTOP)
+        killed.kill()
+        killed.wait()
+        with images.fetch(other, str(tmp_path), quiet):
+            pass
+        kept = [each for each in downloads(tmp_path) if each.suffix == ".download"]
+        assert [each.read_bytes() == CONTENT for each in kept] == [True]
+    finally:
+        for each in readers:
+            each.kill()
+            each.communicate()
+    with images.fetch(other, str(tmp_path), quiet):
+        pass
+    assert downloads(tmp_path) == []
+
+
+def started(program: str, *words: object) -> subprocess.Popen[str]:
+    """A process that is told these words, where no list of processes shows them."""
+    made = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert made.stdin is not None
+    made.stdin.write(" ".join(map(str, words)))
+    made.stdin.close()
+    made.stdin = None
+    return made
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def test_create_upload_and_discard_may_run_twice(images: GlanceImages, me: Context, tmp_path: Path) -> None:
@@ -275,20 +382,10 @@ def test_an_upload_whose_sender_is_killed_is_done_again(
     image = images.create(me, str(uuid.uuid4()), "x", disk_format="raw", container_format="bare")
     user = service_user(cloud)
     words = (user.auth_url, user.username, user.password, image.id, path, user.region_name)
-    sender = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_UPLOADER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert sender.stdin is not None
-    assert sender.stdout is not None
-    sender.stdin.write(" ".join(map(str, words)))
-    sender.stdin.close()
-    assert sender.stdout.readline()
-    sender.send_signal(signal.SIGKILL)
-    sender.wait()
-    sender.stdout.close()
+    sender = started(_UPLOADER, *words)
+    assert line_of(sender)
+    sender.kill()
+    sender.communicate()
     assert images.get(image.id).status != "active"
     assert images.upload(image.id, str(path), quiet).size == 20 * MIB
     with images.fetch(images.get(image.id), str(tmp_path), quiet) as (copy, whole):

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from lapilli.adapters.images import signatures
+from lapilli.adapters.images import scratch, signatures
 from lapilli.adapters.images.image_api import (
     GlanceOptions,
     ImageApi,
@@ -52,8 +52,8 @@ _NOT_PROPERTIES = frozenset("owner tags self file schema os_hidden direct_url lo
 class GlanceImages:
     """Image source on an image service."""
 
-    def __init__(self, options: GlanceOptions, user: ServiceUserOptions, scratch: str) -> None:
-        self._options, self._scratch = options, scratch
+    def __init__(self, options: GlanceOptions, user: ServiceUserOptions, directory: str) -> None:
+        self._options, self._scratch = options, directory
         self._api = ImageApi(options, user)
 
     # -- what a caller waits for --------------------------------------------------------------------------
@@ -109,15 +109,15 @@ class GlanceImages:
     @contextmanager
     def fetch(self, image: Image, directory: str, progress: Progress) -> Iterator[Content]:
         """A copy in `directory`, checked, for the time of the context. Raises `ImageUnacceptable`."""
-        path = os.path.join(directory, f"{image.id}.download")
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(scratch.own_file(directory, image.id))
+            except OSError as problem:
+                raise StorageError(f"Image {image.id} cannot be stored: {problem.strerror}.") from problem
             self._download(image, path, progress)
             if self._options.verify_glance_signatures == "enabled":
                 signatures.verify(image, path, self._options.signature_certificates)
             yield Content(path, lambda: None)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
 
     def _download(self, image: Image, path: str, progress: Progress) -> None:
         free = os.statvfs(os.path.dirname(path))
