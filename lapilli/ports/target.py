@@ -6,7 +6,7 @@ As with drivers, every call may run twice and may be cut off anywhere. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -81,11 +81,13 @@ class Target(Protocol):
     def exports(self) -> Sequence[str]:
         """Ids of the volumes that are served now."""
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """Make the daemon serve exactly `wanted`; returns a plain sentence per difference mended.
 
         Called at the start, and whenever the daemon has been restarted. Exports that stand as wanted are
-        not touched (guests are using them).
+        not touched (guests are using them), nor are those of the volumes to `keep`, of which nobody can
+        tell now how they are wanted. What is wanted comes before what is not, and an export that cannot be
+        made or removed gets a sentence too: it keeps no other from its guest, nor the back end from starting.
         """
 
     def connection_info(

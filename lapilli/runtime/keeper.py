@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
 
 from lapilli import events
 from lapilli.domain.model import Export, Pool, Volume
-from lapilli.errors import ConfigError, DatabaseUnavailable, ImageServiceUnavailable
+from lapilli.errors import ConfigError, DatabaseUnavailable, ImageServiceUnavailable, StorageError
 from lapilli.flows import image_cache
 from lapilli.flows.audits import tell_room
 from lapilli.flows.claims import HELD, LEASE
@@ -70,6 +70,7 @@ class Keeper:
         self._at_work: float | None = None  # since when, by the monotonic clock
         self._complained = False
         self._suspects: set[str] = set()
+        self._complaints: dict[str, str] = {}  # of volumes' exports, as they were told last
         self._room: dict[str, dict[str, Any]] = {}  # figures of the pools, as they were told last
 
     def begin(self) -> None:
@@ -171,25 +172,34 @@ class Keeper:
 
     # --- exports ---
 
-    def _wanted(self) -> dict[str, ExportSpec]:
+    def _wanted(self) -> tuple[dict[str, ExportSpec], set[str]]:
+        """What is to be served, and the volumes of which that cannot be told now: they stay as they are."""
+        wanted, unclear = {}, set()
         with self.core.store.read() as connection:
-            rows = records.all_of(connection, Export, tables.exports.c.backend == self.backend.host)
-            wanted = {}
-            for row in rows:
+            for row in records.all_of(connection, Export, tables.exports.c.backend == self.backend.host):
                 volume = records.find(connection, Volume, row.volume_id)
                 if volume is None or volume.host is None:
                     continue
-                spec = export_spec(connection, self.backend, volume, row)
+                try:
+                    spec = export_spec(connection, self.backend, volume, row)
+                except StorageError as problem:
+                    self._complain(row.volume_id, "it cannot be told where volume %s is: %s", problem)
+                    unclear.add(row.volume_id)
+                    continue
                 if spec.connectors:
                     wanted[row.volume_id] = spec
-        return wanted
+        return wanted, unclear
 
     def _restore_exports(self) -> None:
-        for sentence in self.backend.target.restore(self._wanted().values()):
-            _log.info("mended at the start: %s", sentence)
+        wanted, unclear = self._wanted()
+        for sentence in self.backend.target.restore(wanted.values(), unclear):
+            _log.info("at the start: %s", sentence)
 
     def _watch_exports(self) -> None:
-        """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants."""
+        """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants.
+
+        One volume's fault is only told, and keeps no other from its guests.
+        """
         target = self.backend.target
         if not target.serves:
             return
@@ -197,21 +207,52 @@ class Keeper:
             self._asking()
             target.start()
             served = set(target.exports())
-            wanted = self._wanted()
-            for volume_id in wanted.keys() - served:
-                if not self._is_busy(volume_id):
-                    _log.info("serving volume %s again: the target had lost it", volume_id)
-                    self._asking()
-                    target.export(wanted[volume_id])
-            strange = served - wanted.keys()
-            for volume_id in strange & self._suspects:
-                if not self._is_busy(volume_id):
-                    _log.info("no longer serving volume %s: nobody holds it", volume_id)
-                    self._asking()
-                    target.unexport(volume_id, {})
-            self._suspects = strange - self._suspects
+            wanted, unclear = self._wanted()
+            lost = wanted.keys() - served
+            for volume_id in lost:
+                self._serve_again(wanted[volume_id])
+            strange = served - wanted.keys() - unclear
+            kept = {each for each in strange & self._suspects if not self._drop(each)}
+            self._suspects = strange - self._suspects | kept
+            self._forget_complaints(lost | strange | unclear)
         finally:
             self._at_work = None
+
+    def _serve_again(self, spec: ExportSpec) -> None:
+        if self._is_busy(spec.volume_id):
+            return
+        self._asking()
+        try:
+            self.backend.target.export(spec)
+        except StorageError as problem:
+            self._complain(spec.volume_id, "the target has lost volume %s, and cannot serve it: %s", problem)
+        else:
+            _log.info("serving volume %s again: the target had lost it", spec.volume_id)
+
+    def _drop(self, volume_id: str) -> bool:
+        """Stop serving what nobody holds; False when that failed."""
+        if self._is_busy(volume_id):
+            return True  # who is at it leaves it right; else it is seen again
+        self._asking()
+        try:
+            self.backend.target.unexport(volume_id, {})
+        except StorageError as problem:
+            self._complain(
+                volume_id, "nobody holds volume %s, but the target goes on serving it: %s", problem
+            )
+            return False
+        _log.info("no longer serving volume %s: nobody holds it", volume_id)
+        return True
+
+    def _complain(self, volume_id: str, words: str, problem: StorageError) -> None:
+        """Warn of a volume's fault, but not at every look while it stays the same."""
+        if self._complaints.get(volume_id) != problem.message:
+            self._complaints[volume_id] = problem.message
+            _log.warning(words, volume_id, problem.message)
+
+    def _forget_complaints(self, present: Collection[str]) -> None:
+        for volume_id in self._complaints.keys() - present:
+            del self._complaints[volume_id]
 
     def _is_busy(self, volume_id: str) -> bool:
         operations = tables.operations.c

@@ -180,7 +180,7 @@ def test_a_target_that_fails_and_lies(driver: Sim, tmp_path: Path) -> None:
     assert target.exports() == []
     target.export(spec)
     assert target.exports() == [VOLUME.id]
-    assert target.restore([]) == [f"volume {VOLUME.id} was dropped"]
+    assert target.restore([]) == [f"Removed the export {VOLUME.id}, which nobody wants."]
     assert target.restore([spec]) == [f"volume {VOLUME.id} is served again"]
     path.write_text(json.dumps([{"call": "unexport", "error": "no"}]))
     with pytest.raises(StorageError):

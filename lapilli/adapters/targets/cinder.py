@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lapilli.adapters.cinder_bridge import CONTEXT, CinderOptions, Missing, Note, bridge_of
+from lapilli.adapters.targets import strays
 from lapilli.errors import InvalidInput, StorageError, Unsupported
 from lapilli.ports.target import ExportSpec
 
@@ -117,22 +118,29 @@ class CinderTarget:
         found = self._bridge.remembered().all("volume")
         return sorted(identifier for identifier, note in found.items() if note.get("connections"))
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """Let the driver see to each export, and mend who is let in."""
         told, specs = [], {each.volume_id: each for each in wanted}
-        for stranger in set(self.exports()) - specs.keys():
-            self.unexport(stranger, {})
-            told.append(f"no longer serving volume {stranger}")
         for spec in specs.values():
-            note = self._note(spec.volume_id)
-            if note is None:
-                continue
-            with contextlib.suppress(Unsupported):
-                self._bridge.call("ensure_export", CONTEXT, self._volume(spec.volume_id, note))
-            if note.connections.keys() != {_key(each) for each in spec.connectors}:
-                self.export(spec)
-                told.append(f"serving volume {spec.volume_id} to those who hold it")
-        return told
+            try:
+                if self._ensure(spec):
+                    told.append(f"serving volume {spec.volume_id} to those who hold it")
+            except StorageError as problem:
+                told.append(f"Volume {spec.volume_id} could not be exported: {problem.message}")
+        nobodys = set(self.exports()) - specs.keys() - set(keep)
+        return told + strays.removed(nobodys, lambda each: self.unexport(each, {}))
+
+    def _ensure(self, spec: ExportSpec) -> bool:
+        """See that an export is as wanted; whether it was not."""
+        note = self._note(spec.volume_id)
+        if note is None:
+            return False
+        with contextlib.suppress(Unsupported):
+            self._bridge.call("ensure_export", CONTEXT, self._volume(spec.volume_id, note))
+        if note.connections.keys() == {_key(each) for each in spec.connectors}:
+            return False
+        self.export(spec)
+        return True
 
     def connection_info(
         self,

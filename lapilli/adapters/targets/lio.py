@@ -16,11 +16,11 @@ import importlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lapilli.adapters.targets import configfs, iscsi
+from lapilli.adapters.targets import configfs, iscsi, strays
 from lapilli.config import option
 from lapilli.errors import ConfigError, InvalidInput, StorageError
 from lapilli.events import emit
@@ -158,7 +158,7 @@ class Lio:
         paths = (f"{_ROOT}/core/{kind}_{n}/{name}" for kind in _KINDS.values() for n in _numbers(name))
         return next((path for path in paths if os.path.isdir(path)), None)
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """Make the kernel serve exactly `wanted`; one volume's fault does not keep the others from guests."""
         self.start()
         mended = []
@@ -171,10 +171,7 @@ class Lio:
                     mended.append(f"Volume {spec.volume_id}: {what}.")
             except StorageError as problem:
                 mended.append(f"Volume {spec.volume_id} could not be exported: {problem.message}")
-        for volume_id in present:
-            self.unexport(volume_id, {})
-            mended.append(f"Removed the export of volume {volume_id}, which nobody wants.")
-        return mended
+        return mended + strays.removed(present - set(keep), lambda each: self.unexport(each, {}))
 
     def connection_info(
         self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str

@@ -14,7 +14,7 @@ import shutil
 import socket
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from lapilli.adapters.targets import strays
 from lapilli.adapters.targets.storage_daemon import PROGRAM, Daemon
 from lapilli.config import option
 from lapilli.errors import ConfigError, StorageError
@@ -218,7 +219,7 @@ class Nbd:
             with contextlib.suppress(StorageError):  # it is tried again
                 daemon.settle()
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """Serve exactly `wanted`; one volume's fault does not keep the others from guests."""
         self.start()
         specs = {spec.volume_id: spec for spec in wanted}
@@ -227,9 +228,6 @@ class Nbd:
             if "port" in spec.data:
                 self._ports[self._root, spec.volume_id] = spec.data["port"]
         mended = []
-        for stray in set(self._known()) - specs.keys():
-            self.unexport(stray, {})
-            mended.append(f"Removed the export of volume {stray}, which nobody wants.")
         for volume_id, spec in specs.items():
             daemon = self._daemon(volume_id)
             try:
@@ -239,7 +237,8 @@ class Nbd:
                 mended.append(f"Volume {volume_id} could not be exported: {problem.message}")
             else:
                 mended += [] if stands else [f"Volume {volume_id}: exported again."]
-        return mended
+        nobodys = set(self._known()) - specs.keys() - set(keep)
+        return mended + strays.removed(nobodys, lambda each: self.unexport(each, {}))
 
     def connection_info(
         self,

@@ -11,11 +11,11 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lapilli.adapters.targets import configfs
+from lapilli.adapters.targets import configfs, strays
 from lapilli.config import option
 from lapilli.errors import ConfigError, InvalidInput, StorageError
 from lapilli.events import emit
@@ -140,7 +140,7 @@ class Nvmet:
         """20 characters: whose it is, and of which volume, since hosts tell disks apart by it."""
         return self._owner + volume_id.replace("-", "")[:12]
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """Make the kernel serve exactly `wanted`; one volume's fault does not keep the others from guests."""
         self.start()
         mended = []
@@ -155,12 +155,9 @@ class Nvmet:
             if changed:
                 what = "exported again" if found is None else "export completed"
                 mended.append(f"Volume {spec.volume_id}: {what}.")
-        for path in self._unmarked():
-            _remove(path)
-        for path in present.values():
-            _remove(path)
-            mended.append(f"Removed the export {os.path.basename(path)}, which nobody wants.")
-        return mended
+        strays.removed(map(os.path.basename, self._unmarked()), lambda nqn: _remove(_subsystem(nqn)))
+        nobodys = [os.path.basename(path) for volume_id, path in present.items() if volume_id not in keep]
+        return mended + strays.removed(nobodys, lambda nqn: _remove(_subsystem(nqn)))
 
     def connection_info(
         self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lapilli.adapters.faults import Faults, strikes
+from lapilli.adapters.targets import strays
 from lapilli.config import option
 from lapilli.errors import StorageError
 from lapilli.ports.target import ExportSpec
@@ -77,16 +78,19 @@ class SimTarget:
         """Ids of the files."""
         return sorted(os.listdir(os.path.join(self._root, "exports")))
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """As a daemon does it."""
         right = {each.volume_id: each for each in wanted}
         there = set(self.exports())
-        for volume_id in right.keys() - there:
-            self.export(right[volume_id])
-        for volume_id in there - right.keys():
-            self.unexport(volume_id, {})
-        changes = sorted(right.keys() ^ there)
-        return [f"volume {each} {'is served again' if each in right else 'was dropped'}" for each in changes]
+        told = []
+        for volume_id in sorted(right.keys() - there):
+            try:
+                self.export(right[volume_id])
+            except StorageError as problem:
+                told.append(f"volume {volume_id} could not be served: {problem.message}")
+            else:
+                told.append(f"volume {volume_id} is served again")
+        return told + strays.removed(there - right.keys() - set(keep), lambda each: self.unexport(each, {}))
 
     def connection_info(
         self,

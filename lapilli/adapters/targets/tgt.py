@@ -26,11 +26,11 @@ import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lapilli.adapters.targets import iscsi
+from lapilli.adapters.targets import iscsi, strays
 from lapilli.adapters.targets.holding import held
 from lapilli.config import option
 from lapilli.errors import StorageError
@@ -416,7 +416,7 @@ class Tgt:
             if one.iqn.startswith(self._iqn("")) and 0 in one.units and one.units[0].owner in owners
         ]
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:
+    def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
         """Make tgtd serve exactly `wanted`; one volume's fault does not keep the others from guests."""
         self.start()
         mended = []
@@ -433,10 +433,10 @@ class Tgt:
             else:
                 what = "exported again" if found is None else "export completed"
                 mended.append(f"Volume {spec.volume_id}: {what}.")
-        for stray in present.values():
-            self.unexport(stray.iqn[len(self._iqn("")) :], {"iqn": stray.iqn})
-            mended.append(f"Removed the export {stray.iqn}, which nobody wants.")
-        return mended
+        nobodys = present.keys() - {self._iqn(each) for each in keep}
+        return mended + strays.removed(
+            nobodys, lambda iqn: self.unexport(iqn[len(self._iqn("")) :], {"iqn": iqn})
+        )
 
     def connection_info(
         self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str

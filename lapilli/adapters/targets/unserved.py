@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from lapilli.ports.target import ExportSpec
@@ -36,6 +36,10 @@ class Unserved:
         """None that could be listed."""
         return []
 
-    def restore(self, wanted: Iterable[ExportSpec]) -> Sequence[str]:  # noqa: ARG002 - nothing to restore
+    def restore(
+        self,
+        wanted: Iterable[ExportSpec],  # noqa: ARG002 - nothing to restore
+        keep: Collection[str] = (),  # noqa: ARG002
+    ) -> Sequence[str]:
         """Nothing can be missing."""
         return []
