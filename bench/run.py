@@ -303,7 +303,7 @@ class Bench:
 
     def targets(self) -> None:
         """The same by each target that runs here, which is another configuration of the same back end."""
-        volumes = self._volumes(self.size.singles)
+        volumes = self._volumes(max(self.size.singles, 15))
         for target in self.targets_measured:
             with self.service.configured(target_helper=target):
                 found = self.service.job("attach", volumes=volumes)

@@ -144,7 +144,7 @@ def bench() -> Iterator[str]:
     for name, sizes in (("lvm-thin", "1,100"), ("lvm-thick", "1")):
         words = ["bench/storage.py", f"tests/vm/{name}.conf", "--sizes", sizes, "--rounds", "3"]
         yield shlex.join([sys.executable, *words, "--output", str(OUTPUT / f"{name}.json")])
-    words = ["bench/run.py", "--size", "small", "--only", "targets", "--targets", "tgt,nbd,local,lio,nvmet"]
+    words = ["bench/run.py", "--size", "tiny", "--only", "targets", "--targets", "tgt,nbd,local,lio,nvmet"]
     yield shlex.join(
         [sys.executable, *words, "--pool", "/run/lapilli/tmp", "--output", str(OUTPUT / "targets.json")]
     )
