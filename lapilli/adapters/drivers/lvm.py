@@ -498,7 +498,7 @@ class Lvm(Existings):
             return
         # room for all of it to be written anew: one that overflows is lost. LVM takes off what is too much
         room = source.size if room is None else room
-        size = room + room // 64 + 4 * self._extent
+        size = self._rounded(room + room // 64) + 4 * self._extent
         words = ["--snapshot", "--size", f"{size}b", "--name", name, self._group.full_name(source.name)]
         self._once(name, "--yes", *words, deed=deed, cow=True)
 
