@@ -199,6 +199,58 @@ def test_made_late_it_does_not_replace_one_that_is_there(
     assert sorted(os.listdir(path.parent)) in ([path.name], sorted([path.name, f"volume-{source.id}.raw"]))
 
 
+@pytest.mark.parametrize("call", ["clone", "replace", "snapshot"])
+def test_a_volume_that_is_written_while_it_is_copied_gives_no_torn_copy(copies: FilePool, call: str) -> None:
+    """It was available when the copy began, and somebody has attached it since."""
+    source, made = volume(), volume()
+    copies.create(source)
+    write(copies, source, b"old." * MIB * 8)
+    if call == "replace":
+        copies.create(made)
+        write(copies, made, b"kept")
+    files = Path(copies.address(source).location).parent.parent
+    before = sorted(files.rglob("*"))
+    pieces = []
+
+    def guest(done: int, _total: int) -> None:
+        if not pieces:
+            for at in (0, 31 * MIB):
+                write(copies, source, b"new.", at=at)
+        pieces.append(done)
+
+    copy = {
+        "clone": lambda: copies.clone(made, source, guest),
+        "replace": lambda: copies.replace(made, source, guest),
+        "snapshot": lambda: copies.create_snapshot(snapshot_of(source), in_use=False, progress=guest),
+    }
+    with pytest.raises(StorageError, match=r"was written while it was copied.*detached") as refusal:
+        copy[call]()
+    assert not refusal.value.retry, "another pool could not do it either"
+    assert len(pieces) > 1, "it was written in the middle"
+    assert sorted(files.rglob("*")) == before, "something was left"
+    if call == "replace":
+        assert read(copies, made, 4) == b"kept"
+    copies.clone(volume(), source, quiet)  # as soon as nobody writes
+
+
+def test_a_snapshot_is_copied_while_its_volume_is_written(copies: FilePool) -> None:
+    source, made = volume(), volume()
+    copies.create(source)
+    write(copies, source, b"old." * MIB * 8)
+    taken = snapshot_of(source)
+    copies.create_snapshot(taken, in_use=False, progress=quiet)
+    copies.create_from_snapshot(made, taken, lambda _done, _total: write(copies, source, b"new."))
+    assert read(copies, made, 4) == b"old."
+
+
+def test_a_reflink_is_of_one_moment(reflinks: FilePool) -> None:
+    source, made = volume(), volume()
+    reflinks.create(source)
+    write(reflinks, source, b"old." * MIB)
+    reflinks.clone(made, source, lambda _done, _total: write(reflinks, source, b"new."), in_use=True)
+    assert read(reflinks, made, 4) == b"old."
+
+
 def test_a_copy_killed_in_the_middle_leaves_no_volume_and_is_made_anew(
     copies: FilePool, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from lapilli.ports.driver import GIB, BlockAddress, Existing, PoolStats, Progres
 
 _FICLONE = 0x40049409
 _PIECE = 4 << 20
+_TICK = 0.02  # seconds: more than file systems take for the same time
 _PART = ".part"
 _VERSION = "1.0"
 _NAME = "source-name"  # the only key of a reference
@@ -182,11 +184,13 @@ class FilePool:
     ) -> None:
         """A volume with the source's content, grown to `volume.size` GiB; of one in use only by reflink."""
         self._refuse_torn_copy("clone", in_use)
-        self._copy_volume(volume, self._volume(source.id), f"volume {source.id}", progress)
+        path = self._volume(source.id)
+        self._copy_volume(volume, path, f"volume {source.id}", progress, frozen=False)
 
     def replace(self, volume: VolumeRef, source: VolumeRef, progress: Progress) -> None:
         """Rename a reflink or a copy of the source's file over the volume's."""
-        self._copy_volume(volume, self._volume(source.id), f"volume {source.id}", progress, over=True)
+        path = self._volume(source.id)
+        self._copy_volume(volume, path, f"volume {source.id}", progress, over=True, frozen=False)
 
     def delete(self, volume: VolumeRef) -> None:
         """Remove the file, and what an interrupted call left of it."""
@@ -231,7 +235,7 @@ class FilePool:
             source = _open_source(self._volume(snapshot.volume_id), f"volume {snapshot.volume_id}")
             try:
                 with _making(path) as made:
-                    self._fill(source, made, 0, progress)
+                    self._fill(source, made, 0, progress, frozen=False)
             finally:
                 os.close(source)
 
@@ -390,7 +394,14 @@ class FilePool:
         return sorted(each for each in found if _ID.fullmatch(each))  # other names are not the service's
 
     def _copy_volume(
-        self, volume: VolumeRef, source_path: str, what: str, progress: Progress, *, over: bool = False
+        self,
+        volume: VolumeRef,
+        source_path: str,
+        what: str,
+        progress: Progress,
+        *,
+        over: bool = False,
+        frozen: bool = True,
     ) -> None:
         path = self._volume(volume.id)
         if not over and os.path.exists(path):
@@ -401,16 +412,20 @@ class FilePool:
                 if os.fstat(source).st_size > volume.length:
                     raise StorageError(f"The {what} is larger than {volume.size} GiB.", retry=False)
                 with _making(path, over=over) as made:
-                    self._fill(source, made, volume.length, progress)
+                    self._fill(source, made, volume.length, progress, frozen=frozen)
             finally:
                 os.close(source)
 
-    def _fill(self, source: int, made: int, size: int, progress: Progress) -> None:
-        """Give `made` the content of `source` and at least `size` bytes."""
+    def _fill(self, source: int, made: int, size: int, progress: Progress, *, frozen: bool = True) -> None:
+        """Give `made` the content of `source` and at least `size` bytes.
+
+        What is not `frozen` is a volume, which may be written meanwhile: its copy is given up then.
+        """
         length = os.fstat(source).st_size
         if not (self.reflink and _clone_blocks(source, made)):
             os.ftruncate(made, length)
-            _copy_sparse(source, made, length, progress)
+            with contextlib.nullcontext() if frozen else _unwritten(source):
+                _copy_sparse(source, made, length, progress)
         if size > length:
             os.ftruncate(made, size)
         progress(length, length)
@@ -521,6 +536,21 @@ def _remove(path: str) -> None:
         os.close(file)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+@contextlib.contextmanager
+def _unwritten(source: int) -> Iterator[None]:
+    """See that nobody writes to a volume while it is copied. Raises `StorageError`."""
+    before = os.fstat(source)
+    time.sleep(_TICK)  # else a write could come so soon after an earlier one that its time were the same
+    yield
+    after = os.fstat(source)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise StorageError(
+            "The source volume was written while it was copied, so the copy would be of no one moment. Try "
+            "again while the volume is detached.",
+            retry=False,
+        )
 
 
 def _clone_blocks(source: int, target: int) -> bool:
