@@ -511,6 +511,8 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
     helper = _UPSTREAM.get(named, named)
     target = cast(Target, _adapter("targets", config, name, helper, "target_helper"))
     _check_fit(name, options.volume_driver, driver, helper, target)
+    cluster = None if options.backend_host else service.cluster
+    _check_sharing(name, cluster, helper, target)
     extra: dict[str, Any] = {"reserved_percentage": options.reserved_percentage}
     if helper != "cinder":  # there the driver tells it
         extra["storage_protocol"] = _PROTOCOLS.get(helper, helper)
@@ -521,7 +523,7 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
     return Backend(
         name=name,
         host=f"{options.backend_host or service.cluster or host_of(config)}@{name}",
-        cluster=f"{service.cluster}@{name}" if service.cluster and not options.backend_host else None,
+        cluster=f"{cluster}@{name}" if cluster else None,
         availability_zone=options.backend_availability_zone or service.storage_availability_zone,
         driver=driver,
         target=target,
@@ -537,6 +539,19 @@ def _check_fit(name: str, driver_name: str, driver: Driver, helper: str, target:
         raise ConfigError(
             f"[{name}] target_helper = {helper!r}: volume_driver = {driver_name} has volumes of the kind "
             f"{driver.kind}; this target serves {' and '.join(target.kinds)}."
+        )
+
+
+_SERVING_FROM_ANYWHERE = ("cinder", "sim")  # an array serves; and nothing does
+
+
+def _check_sharing(name: str, cluster: str | None, helper: str, target: Target) -> None:
+    """Raises `ConfigError` for a back end of a cluster whose volumes would be served by one of its hosts."""
+    if cluster and target.serves and helper not in _SERVING_FROM_ANYWHERE:
+        raise ConfigError(
+            f"[{name}] target_helper = {helper!r}: any host of the cluster {cluster} may do its work, but "
+            "this target serves from one host, and goes on when another detaches a volume. Use the target "
+            "local, rbd or cinder, or leave [DEFAULT] cluster out."
         )
 
 

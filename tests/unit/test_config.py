@@ -19,6 +19,7 @@ from lapilli.config import Config, ServiceOptions, option
 from lapilli.domain.placement import SchedulerOptions
 from lapilli.domain.quotas import QuotaOptions
 from lapilli.errors import ConfigError
+from lapilli.flows.definitions import Backend
 from lapilli.flows.options import TypeOptions, VolumeOptions
 from lapilli.runtime.service import WorkerOptions
 from lapilli.store.session import DatabaseOptions
@@ -304,6 +305,26 @@ def test_right_back_ends(tmp_path: Path) -> None:
     assert (second.host, second.availability_zone) == ("own@b", "east")
     assert second.extra["kind"] == "ssd"
     assert second.extra["max_over_subscription_ratio"] == "auto"
+
+
+@pytest.mark.parametrize("helper", ["tgt", "tgtadm", "nbd", None])
+def test_a_cluster_takes_no_target_that_serves_from_one_host(tmp_path: Path, helper: str | None) -> None:
+    section = {"volume_driver": "sim", **({"target_helper": helper} if helper else {})}
+    default = {"enabled_backends": "files", "host": "box", "cluster": "east"}
+
+    def backend(**more: str) -> Backend:
+        values = {"DEFAULT": default, "files": {**section, **more}}
+        (made,) = compose.make_backends(Config(values, state_dir=str(tmp_path)))
+        return made
+
+    with pytest.raises(
+        ConfigError, match=r"\[files\] target_helper = '(tgt|nbd)': any host of the cluster east"
+    ):
+        backend()
+    assert backend(target_helper="local").cluster == "east@files"
+    assert backend(target_helper="sim").cluster == "east@files"
+    own = backend(backend_host="box")
+    assert (own.host, own.cluster) == ("box@files", None), "one that is of this host alone"
 
 
 @pytest.mark.parametrize("strategy", ["none", "noauth"])
