@@ -19,7 +19,7 @@ from lapilli.context import Context
 from lapilli.domain import encryption as rules
 from lapilli.domain.encryption import Layout
 from lapilli.domain.model import Image, Volume, VolumeType
-from lapilli.errors import InvalidInput, KeyStoreError
+from lapilli.errors import InvalidInput, KeyStoreError, ServiceUnavailable
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.ports.driver import BlockAddress
@@ -79,7 +79,7 @@ def plan(
     if source is not None:
         told["source"] = {"id": source.encryption_key_id, "project_id": source.project_id}
     elif image is not None and is_sealed(image):
-        told["source"] = _key_of(core, image)
+        told["source"] = {"id": image.properties[KEY_ID], "project_id": image.owner or ""}
     elif image is not None:
         may_fill(layout)
     owner = volume_owner(volume.id)
@@ -94,16 +94,20 @@ def may_fill(layout: Layout) -> None:
         raise InvalidInput("Volumes of the encryption provider plain cannot be made of an image.")
 
 
-def _key_of(core: Core, image: Image) -> dict[str, Any]:
-    """Which key opens an encrypted image. Raises `InvalidInput` for one that is not the image's own.
+def check_key_of(core: Core, image: Image) -> None:
+    """Raises `InvalidInput` for an encrypted image that names a key which is not its own.
 
-    The property is the owner's to write: somebody else's key must not be had by naming it.
+    The property is the owner's to write: somebody else's key must not be had by naming it. The key store may
+    take its time. Raises `ServiceUnavailable` where it cannot be asked.
     """
-    named = image.properties[KEY_ID]
-    own = None if core.keys is None else core.keys.key_for(image_owner(image.id))
-    if own not in (None, named):
+    if core.keys is None or not is_sealed(image):
+        return
+    try:
+        own = core.keys.belongs(image_owner(image.id), image.properties[KEY_ID], image.owner or "")
+    except KeyStoreError as problem:
+        raise ServiceUnavailable(problem.message) from problem
+    if not own:
         raise InvalidInput(f"The key of image {image.id} is not in the key store of this service.")
-    return {"id": named, "project_id": image.owner or ""}
 
 
 def is_sealed(image: Image) -> bool:

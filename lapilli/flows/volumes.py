@@ -136,10 +136,15 @@ def create(core: Core, context: Context, request: VolumeRequest) -> Volume:
 
 
 def find_image(core: Core, context: Context, request: VolumeRequest) -> Image | None:
-    """The image that a create names, if any; looked up before any transaction, for it may take its time."""
+    """The image that a create names, if any; looked up before any transaction, for it may take its time.
+
+    So may the key store, when the image is encrypted: it tells whether the image's key is its own.
+    """
     if request.image_ref is None:
         return None
-    return core.images.get(request.image_ref, context=context)
+    image = core.images.get(request.image_ref, context=context)
+    encryption.check_key_of(core, image)
+    return image
 
 
 def plan_create(

@@ -37,6 +37,9 @@ class KeyStore(Protocol):
     def clone(self, owner: str, project_id: str, source: str, source_project: str) -> str:
         """Let the owner have a key of its own with the same bits as another's; its id."""
 
+    def belongs(self, owner: str, key_id: str, project_id: str) -> bool:
+        """Whether that is the owner's key, in this project; the id may be whatever somebody has written."""
+
     def get(self, key_id: str, project_id: str) -> bytes:
         """The key's bits."""
 

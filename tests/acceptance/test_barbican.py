@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ from tests.contract.test_keys import (  # noqa: F401 - the suite, on the fixture
     test_a_clone_outlives_its_source,
     test_a_key_is_made_once,
     test_a_key_is_removed_once,
+    test_an_id_leads_nowhere_else,
+    test_whose_key_it_is,
 )
 from tests.service import Service, until
 
@@ -120,7 +124,7 @@ class User:
 
     def volume(self, status: str = "available", **wanted: Any) -> dict[str, Any]:
         made = self.post("/volumes", volume={"size": 1, **wanted})["volume"]
-        until(lambda: self.look(made["id"])["status"] != "creating", 90)
+        until(lambda: self.look(made["id"])["status"] not in ("creating", "downloading"), 90)
         found = self.look(made["id"])
         assert found["status"] == status, found
         return found
@@ -209,6 +213,40 @@ def test_the_key_goes_to_the_project_that_takes_the_volume(
     assert read_by_compute(barbican, cloud, admin, taken) == key
     admin.delete(taken)
     assert not keys.keys([admin.project_id])
+
+
+def test_an_image_is_opened_by_its_own_key_only(
+    sealing: Service, barbican: parts.Barbican, cloud: Cloud, demo: User, kind: str, keys: Barbican
+) -> None:
+    """Whoever may write an image's properties gets at no other secret of the project by naming it."""
+    victim = demo.volume(volume_type=kind)
+    key = read_by_compute(barbican, cloud, demo, victim)
+    wanted = {"image_name": "sealed", "disk_format": "raw", "container_format": "bare"}
+    told = demo.post(f"/volumes/{victim['id']}/action", **{"os-volume_upload_image": wanted})
+    until(lambda: demo.look(victim["id"])["status"] == "available", 120)
+    image = told["os-volume_upload_image"]["image_id"]
+    made = demo.volume(volume_type=kind, imageRef=image)
+    assert read_by_compute(barbican, cloud, demo, made) == key
+    assert opens(sealing, made, key)
+    record = sealing.state_dir / "images" / f"{image}.json"
+    before = json.loads(record.read_text())
+    own = before["properties"]["cinder_encryption_key_id"]
+    for named in (victim["encryption_key_id"], str(uuid.uuid4()), f"{own}/../{own}", "?"):
+        record.write_text(json.dumps(before | {"properties": {"cinder_encryption_key_id": named}}))
+        body = {"volume": {"size": 1, "imageRef": image, "volume_type": kind}}
+        answer = demo.client.post("/volumes", json=body)
+        assert answer.status_code == 400, named
+        assert "not in the key store" in answer.text
+    record.write_text(json.dumps(before))
+    barbican.stop()
+    try:
+        assert demo.client.post("/volumes", json=body).status_code == 503
+    finally:
+        barbican.start()
+    assert command(sealing, "image", "delete", image).returncode == 0
+    for each in (made, victim):
+        demo.delete(each)
+    assert not keys.keys([demo.project_id])
 
 
 def test_barbican_is_away(

@@ -52,6 +52,9 @@ class ProjectKeys:
         self.cloned()
         return made
 
+    def belongs(self, owner: str, key_id: str, project_id: str) -> bool:
+        return Key(key_id, owner, project_id) in self.keys([project_id])
+
     def get(self, key_id: str, project_id: str) -> bytes:
         found = self._kept.get(key_id)
         if found is None or found[0].project_id != project_id:

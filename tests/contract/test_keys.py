@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,24 @@ def test_a_key_is_removed_once(keys: KeyStore, projects: tuple[str, str]) -> Non
             keys.get(gone, project)
 
 
+def test_whose_key_it_is(keys: KeyStore, projects: tuple[str, str]) -> None:
+    project, other_project = projects
+    first, second = (keys.create(owner, project, 256) for owner in ("image-a", "volume-b"))
+    assert keys.belongs("image-a", first, project)
+    assert keys.belongs("volume-b", second, project)
+    for wrong in (second, str(uuid.uuid4()), f"../secrets/{first}", f"{first}/payload", f"{first}?", ""):
+        assert not keys.belongs("image-a", wrong, project), wrong
+    assert not keys.belongs("image-c", first, project)
+    clone = keys.clone("image-c", other_project, first, project)
+    assert keys.belongs("image-c", clone, other_project)
+
+
+@pytest.mark.parametrize("strange", ["../../etc/passwd", "", "x" * 36])
+def test_an_id_leads_nowhere_else(keys: KeyStore, projects: tuple[str, str], strange: str) -> None:
+    with pytest.raises(KeyStoreError, match="UUID"):
+        keys.get(strange, projects[0])
+
+
 # --- the local one ---------------------------------------------------------------------------------------
 
 
@@ -125,12 +144,6 @@ def test_master_keys_are_exchanged(tmp_path: Path) -> None:
         master.write_text(wrong)
         with pytest.raises(KeyStoreError, match="32 bytes in base64"):
             keys.get(new, PROJECT)
-
-
-@pytest.mark.parametrize("strange", ["../../etc/passwd", "", "x" * 36])
-def test_an_id_leads_nowhere_else(tmp_path: Path, strange: str) -> None:
-    with pytest.raises(KeyStoreError, match="UUID"):
-        local(tmp_path).get(strange, PROJECT)
 
 
 def _race(place: Path, told: multiprocessing.queues.Queue[list[bytes]], begin: float) -> None:
@@ -187,6 +200,8 @@ def test_the_fixed_key() -> None:
     assert keys.clone("volume-b", PROJECT, made, PROJECT) == made
     keys.delete("volume-a", made, PROJECT)
     assert keys.get(made, PROJECT) == b"\xab" * 32
+    assert keys.belongs("volume-b", made, PROJECT)
+    assert not keys.belongs("volume-b", "11111111-0000-0000-0000-000000000000", PROJECT)
     assert owners(keys) == {}
     with pytest.raises(KeyStoreError, match="fixed key"):
         keys.get("11111111-0000-0000-0000-000000000000", PROJECT)

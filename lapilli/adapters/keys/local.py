@@ -46,6 +46,11 @@ class LocalKeys:
         del project_id
         return self._keep(owner, lambda: self.get(source, source_project))
 
+    def belongs(self, owner: str, key_id: str, project_id: str) -> bool:
+        """Told by the id alone."""
+        del project_id
+        return key_id == self.key_for(owner)
+
     def get(self, key_id: str, project_id: str) -> bytes:
         """Unwrapped by whichever master key fits."""
         del project_id
