@@ -30,6 +30,10 @@ _KEY_SIZE = 256
 # the two halves of an XTS key are counted together, as cryptsetup counts them
 _KEY_SIZES = {"aes-xts": (256, 512), "aes-cbc": (128, 192, 256)}
 _VECTORS = ("plain", "plain64", "essiv:sha256")
+# how a LUKS volume begins: with a mark and a version of two bytes (cryptsetup's specifications of both)
+_LUKS_MARK = b"LUKS\xba\xbe"
+_LUKS_VERSIONS = {1: "luks", 2: "luks2"}
+MARK_LENGTH = len(_LUKS_MARK) + 2
 _FACTS = ("provider", "control_location", "cipher", "key_size")
 
 
@@ -63,6 +67,13 @@ def layout_of(encryption: Mapping[str, Any]) -> Layout:
         sizes = " or ".join(str(each) for each in _KEY_SIZES[kind])
         raise ValueError(f"a key of {found.key_size} bits does not fit {found.cipher}: {sizes} are wanted")
     return found
+
+
+def format_of(start: bytes) -> str | None:
+    """Which format an encrypted volume is of, by its first `MARK_LENGTH` bytes; None: an unknown version."""
+    if not start.startswith(_LUKS_MARK):
+        return "plain"
+    return _LUKS_VERSIONS.get(int.from_bytes(start[len(_LUKS_MARK) : MARK_LENGTH], "big"))
 
 
 def same(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

@@ -19,7 +19,7 @@ from lapilli.context import Context
 from lapilli.domain import encryption as rules
 from lapilli.domain.encryption import Layout
 from lapilli.domain.model import Image, Volume, VolumeType
-from lapilli.errors import InvalidInput, KeyStoreError, ServiceUnavailable
+from lapilli.errors import ImageUnacceptable, InvalidInput, KeyStoreError, ServiceUnavailable
 from lapilli.flows.claims import Work
 from lapilli.flows.core import Core
 from lapilli.ports.driver import BlockAddress
@@ -28,6 +28,7 @@ from lapilli.store import records
 
 KEY_ID = "cinder_encryption_key_id"  # properties of an image of encrypted bytes
 KEY_POLICY = "cinder_encryption_key_deletion_policy"
+_AS_THEY_ARE = ("raw", "luks")  # disk formats of such images: their files begin as the volumes will
 _ON_DELETION = "on_image_deletion"
 
 _log = logging.getLogger("lapilli.keys")
@@ -180,6 +181,19 @@ def write_header(
         return
     key = _store(work).get(volume.encryption_key_id or "", volume.project_id)
     work.core.luks.format(staged, layout, key, work.progress, image)
+
+
+def check_layout(work: Work, volume: Volume, image: Image, path: str) -> None:
+    """Raises `ImageUnacceptable` for an encrypted image whose bytes the volume's type would not open."""
+    wanted = _layout(work, volume).format
+    if image.disk_format not in _AS_THEY_ARE:
+        raise ImageUnacceptable(f"Image {image.id} is encrypted, but {image.disk_format} and not raw.")
+    with open(path, "rb") as file:
+        found = rules.format_of(file.read(rules.MARK_LENGTH)) or "an unknown version of LUKS"
+    if found != wanted:
+        raise ImageUnacceptable(
+            f"Image {image.id} is encrypted as {found}, and volumes of this type as {wanted}."
+        )
 
 
 def passphrase(core: Core, volume_id: str) -> str:

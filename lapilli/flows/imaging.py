@@ -48,16 +48,16 @@ def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *
         raise ImageUnacceptable(f"Image {image.id} is not active.")
     if not over and driver.size_of(ref) is not None:
         return  # made by a worker that died before it could say so
-    with (
-        _fetched(work, ref, image) as (content, _),
-        driver.staging(ref, str(work.operation.claim), over=over) as staged,
-    ):
+    with _fetched(work, ref, image) as (content, _):
         if encryption.is_sealed(image):
-            work.core.converter.to_raw(content.path, image.disk_format, staged, work.progress)
-        else:
-            encryption.write_header(work, volume, staged, (content.path, image.disk_format))
-        content.whole()
-        work.check()
+            encryption.check_layout(work, volume, image, content.path)
+        with driver.staging(ref, str(work.operation.claim), over=over) as staged:
+            if encryption.is_sealed(image):
+                work.core.converter.to_raw(content.path, image.disk_format, staged, work.progress)
+            else:
+                encryption.write_header(work, volume, staged, (content.path, image.disk_format))
+            content.whole()
+            work.check()
 
 
 @contextmanager

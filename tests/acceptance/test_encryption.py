@@ -303,6 +303,40 @@ def test_nobody_elses_key_is_had_by_naming_it(sealing: Service, api: Api, image:
             record.write_text(before)
 
 
+def pool_of(service: Service) -> set[Path]:
+    return set((service.state_dir / "pool" / "volumes").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("provider", "others"), [("luks", ("plain", "luks2")), ("luks2", ("luks",)), ("plain", ("luks", "luks2"))]
+)
+def test_an_image_of_it_needs_the_same_layout(
+    sealing: Service, api: Api, provider: str, others: tuple[str, ...]
+) -> None:
+    """No volume becomes available with bytes that its type's hypervisors cannot open."""
+    with contextlib.ExitStack() as types:
+        kinds = {
+            each: types.enter_context(a_type(api, LUKS | {"provider": each})) for each in (provider, *others)
+        }
+        with a_volume(api, kinds[provider]) as volume:
+            made = good(upload(api, volume), 202)["os-volume_upload_image"]["image_id"]
+            api.wait(f"/v3/volumes/{volume['id']}", "volume", seconds=120)
+        before = keys_of(sealing), pool_of(sealing)
+        for each in others:
+            wanted = {"size": 2, "imageRef": made, "volume_type": kinds[each]["name"]}
+            asked = good(api.post("/v3/volumes", {"volume": wanted}), 202)["volume"]
+            path = f"/v3/volumes/{asked['id']}"
+            failed = api.wait(path, "volume", "error", seconds=90)
+            told = good(api.get(f"/v3/messages?resource_uuid={failed['id']}", as_="admin"))["messages"]
+            assert [message["event_id"] for message in told] == ["VOLUME_VOLUME_005_029"]
+            assert (keys_of(sealing), pool_of(sealing)) == before
+            assert api.delete(path).status_code == 202
+            api.wait_gone(path)
+        with a_volume(api, kinds[provider], imageRef=made, size=2) as volume:
+            assert volume["status"] == "available"
+    assert lapilli(sealing, "image", "delete", made).returncode == 0
+
+
 # --- what is told, and what is refused -------------------------------------------------------------------
 
 

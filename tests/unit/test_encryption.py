@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lapilli.domain.encryption import Layout, layout_of, same
+from lapilli.domain.encryption import Layout, format_of, layout_of, same
 
 LUKS = {"provider": "luks", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 512}
 MIB = 1 << 20
@@ -25,6 +25,23 @@ MIB = 1 << 20
 )
 def test_layouts(told: dict[str, Any], layout: Layout) -> None:
     assert layout_of(told) == layout
+
+
+@pytest.mark.parametrize(
+    ("start", "format"),
+    [
+        (b"LUKS\xba\xbe\x00\x01", "luks"),
+        (b"LUKS\xba\xbe\x00\x02", "luks2"),
+        (b"LUKS\xba\xbe\x00\x03", None),
+        (b"LUKS\xba\xbe\x01\x00", None),
+        (b"LUKS\xba\xbe", None),
+        (b"SKUL\xba\xbe\x00\x02", "plain"),  # of a second header, which is nowhere the first one
+        (bytes(8), "plain"),
+        (b"", "plain"),
+    ],
+)
+def test_what_a_volume_begins_with(start: bytes, format: str | None) -> None:
+    assert format_of(start) == format
 
 
 @pytest.mark.parametrize(
