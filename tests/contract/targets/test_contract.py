@@ -198,6 +198,9 @@ def test_after_a_power_failure_exactly_what_is_wanted_is_served(
     assert not io(harness, info_of(harness, again, stray), "read 0 4k")
     assert harness.leftovers(stray.volume_id) == []
     assert list(again.restore([kept, fresh])) == []
+    told = again.restore([kept], [fresh.volume_id])
+    assert list(told) == [], "an export of which nobody can tell how it is wanted stays as it is"
+    assert works(harness, info_of(harness, again, fresh))
 
 
 def test_one_volume_that_cannot_be_served_keeps_no_other_from_its_guest(
