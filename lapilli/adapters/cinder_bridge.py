@@ -65,8 +65,9 @@ class Note(msgspec.Struct):
 
     `live` is the id by which the driver knows it; `tries` are ids that it was tried to be made under, with
     the size in GiB, 0 for what was dropped; `kept` is what the driver has told, by that id; `adopting` is the
-    id by which it is to know what is being taken over; `connections` are those that were let in. Of a
-    snapshot also the `volume`, and that one's id at the driver (`origin`).
+    id by which it is to know what is being taken over; `connections` are those that were let in, without
+    an `info` those that may have been. Of a snapshot also the `volume`, and that one's id at the driver
+    (`origin`).
     """
 
     live: str | None = None
@@ -83,6 +84,10 @@ class Note(msgspec.Struct):
     def of(cls, plain: Mapping[str, Any] | None) -> Note | None:
         """A note, from what is stored."""
         return None if plain is None else msgspec.convert(plain, cls)
+
+    def connected(self) -> Sequence[str]:
+        """Keys of those connections of which the driver has said that they are let in."""
+        return [key for key, each in self.connections.items() if each["info"] is not None]
 
     def plain(self) -> dict[str, Any]:
         """What is stored."""
@@ -162,8 +167,8 @@ class Bridge:
             "size": size,
             "host": self.host_of(pool or note.pool),
             "kept": note.kept.get(alias, {}),
-            "attachments": [each["connector"] for each in note.connections.values()],
-            "status": "in-use" if note.connections else "available",
+            "attachments": [note.connections[key]["connector"] for key in note.connected()],
+            "status": "in-use" if note.connected() else "available",
             **self.remembered().facts(identifier),
             **more,
         }
@@ -273,7 +278,8 @@ class _Child:
         changed = _changed(method, arguments)
         answer: Future[dict[str, Any]] = Future()
         with self._table:
-            if changed is not None and changed in (other for _, other in self._waiting.values()):
+            others = [other for _, other in self._waiting.values()]
+            if changed is not None and changed in others and method != _LETS_IN:
                 raise Busy("The back end is still busy with an earlier call for it.")
             self._last += 1
             number = self._last
@@ -347,12 +353,14 @@ def _changed(method: str, arguments: Sequence[Any]) -> str | None:
 
 _READING = frozenset(
     "get_volume_stats manage_existing_get_size manage_existing_snapshot_get_size get_manageable_volumes "
-    "get_manageable_snapshots initialize_connection validate_connector".split()
+    "get_manageable_snapshots validate_connector".split()
 )
+# it may begin beside another call, since it also tells where a volume is; but until it ends nobody is let out
+_LETS_IN = "initialize_connection"
 # what may be called twice: what only reads, and what Cinder's drivers take as done when it is
 _AGAIN = _READING | frozenset(
-    "delete_volume delete_snapshot terminate_connection create_export ensure_export remove_export "
-    "revert_to_snapshot".split()
+    "delete_volume delete_snapshot initialize_connection terminate_connection create_export ensure_export "
+    "remove_export revert_to_snapshot".split()
 )
 _BUSY = {"VolumeIsBusy", "SnapshotIsBusy", "VolumeInUse", "SnapshotInUse", "VolumeAttached"}
 _MISSING = {"VolumeNotFound", "SnapshotNotFound", "ManageExistingInvalidReference", "ImageNotFound"}

@@ -1,7 +1,8 @@
 """No target of ours: the back end's driver of Cinder lets each host in, and tells how it connects.
 
 Who has been let in is kept in the volume's note with what the driver has answered, secrets included, as it is
-in the record of any export: that answer is the connection's information, and the driver is asked once.
+in the record of any export: that answer is the connection's information, and the driver is asked once. Who is
+to be let in is noted before the driver is asked: a call that ends late, or after this process, is undone too.
 """
 
 from __future__ import annotations
@@ -47,31 +48,39 @@ class CinderTarget:
         if note is None:
             raise StorageError(f"The volume {spec.volume_id} is missing at the back end.", retry=False)
         wanted = {_key(each): each for each in spec.connectors}
-        for key in wanted.keys() - note.connections.keys():
-            self._let_in(spec.volume_id, note, key, wanted[key])
+        for key in wanted.keys() - set(note.connected()):
+            self._let_in(spec.volume_id, key, wanted[key])
         self._let_out(spec.volume_id, note.connections.keys() - wanted.keys())
 
-    def _let_in(self, volume_id: str, note: Note, key: str, connector: dict[str, Any]) -> None:
+    def _let_in(self, volume_id: str, key: str, connector: dict[str, Any]) -> None:
+        note = self._enter(volume_id, key, {"connector": connector, "info": None})
         told = self._volume(volume_id, note)
         with contextlib.suppress(Unsupported):
             answer = self._bridge.call("create_export", CONTEXT, told, connector)
-            told["kept"] = {**told["kept"], **answer.of(told["id"])}
-        try:
-            answer = self._bridge.call("initialize_connection", told, connector)
-        except StorageError:
-            if not note.connections:
-                with contextlib.suppress(StorageError):
-                    self._bridge.call("remove_export", CONTEXT, told)
-            raise
+            kept = {**told["kept"], **answer.of(told["id"])}
+            if kept != told["kept"]:  # by this the driver finds the export again, to remove it
+                note = self._enter(volume_id, key, note.connections[key], {told["id"]: kept})
+                told = self._volume(volume_id, note)
+        answer = self._bridge.call("initialize_connection", told, connector)
         kept = {**told["kept"], **answer.kept.get(told["id"], {})}
+        self._enter(volume_id, key, {"connector": connector, "info": answer.result}, {told["id"]: kept})
+
+    def _enter(
+        self,
+        volume_id: str,
+        key: str,
+        connection: dict[str, Any],
+        kept: Mapping[str, dict[str, Any]] | None = None,
+    ) -> Note:
+        """Note a connection, and what the driver has told of the volume since."""
 
         def step(present: dict[str, Any] | None) -> dict[str, Any]:
-            found = _existing(present, volume_id)
-            found.kept[told["id"]] = kept
-            found.connections[key] = {"connector": connector, "info": answer.result}
-            return found.plain()
+            note = _existing(present, volume_id)
+            note.connections[key] = connection
+            note.kept.update(kept or {})
+            return note.plain()
 
-        self._bridge.remembered().change("volume", volume_id, step)
+        return _existing(self._bridge.remembered().change("volume", volume_id, step), volume_id)
 
     def _let_out(self, volume_id: str, keys: Iterable[str]) -> None:
         for key in keys:
@@ -114,7 +123,7 @@ class CinderTarget:
         """The driver has told the back end, and initiators look again themselves."""
 
     def exports(self) -> Sequence[str]:
-        """Ids of the volumes that somebody was let in to."""
+        """Ids of the volumes that somebody was let in to, or may have been."""
         found = self._bridge.remembered().all("volume")
         return sorted(identifier for identifier, note in found.items() if note.get("connections"))
 
@@ -137,7 +146,8 @@ class CinderTarget:
             return False
         with contextlib.suppress(Unsupported):
             self._bridge.call("ensure_export", CONTEXT, self._volume(spec.volume_id, note))
-        if note.connections.keys() == {_key(each) for each in spec.connectors}:
+        keys = {_key(each) for each in spec.connectors}
+        if note.connections.keys() == keys == set(note.connected()):
             return False
         self.export(spec)
         return True
@@ -152,7 +162,7 @@ class CinderTarget:
         """What the driver has answered; before it was asked, only whether it takes such a connector."""
         note = self._note(spec.volume_id)
         found = note.connections.get(_key(connector)) if note is not None else None
-        if found is None:
+        if found is None or found["info"] is None:
             self._check(connector)
             return {"driver_volume_type": "cinder", "data": {}}
         return {**found["info"], "data": dict(found["info"]["data"])}

@@ -187,6 +187,70 @@ def test_at_the_start_those_are_let_in_who_hold_a_volume_and_no_others(array: Ar
     assert array.target.restore([export_of(array, held, FIRST, SECOND)]) == []
 
 
+def test_who_may_have_been_let_in_by_a_call_that_was_given_up_is_let_out(tmp_path: Path) -> None:
+    slow = Array(tmp_path, cinder_timeout=1)
+    one = volume()
+    slow.driver.create(one)
+    slow.mark("hang")
+    spec = export_of(slow, one, FIRST)
+    with pytest.raises(StorageError, match="not answered within 1 seconds"):
+        slow.target.export(spec)
+    assert slow.target.connection_info(spec, FIRST, access_mode="rw")["data"] == {}
+    assert slow.target.exports() == [one.id]
+    with pytest.raises(Busy, match="earlier call"):
+        slow.target.unexport(one.id, spec.data)
+    slow.mark("hang", there=False)
+
+    def gone() -> bool:
+        with contextlib.suppress(Busy):
+            slow.target.unexport(one.id, spec.data)
+        return not slow.target.exports()
+
+    until(gone)
+    assert (slow.holds()[0]["hosts"], slow.holds()[0]["removed"]) == ([], True)
+    slow.kill()
+
+
+def test_what_is_undone_after_it_was_cut_off_lets_nobody_in(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = volume()
+    array.driver.create(one)
+    bridge, moment, undone = bridge_of(array.options, name="array", state_dir=str(array.state)), 0, True
+    notes = bridge.remembered()
+    while undone:
+        moment += 1
+        undone, countdown = False, Countdown(moment)
+        with monkeypatch.context() as patched:
+            patched.setattr(bridge, "call", countdown.of(bridge.call))
+            patched.setattr(notes, "change", countdown.of(notes.change))
+            try:
+                array.target.export(export_of(array, one, FIRST, SECOND))
+            except Cut:
+                undone = True
+        if moment % 2:
+            array.target.restore([])
+        else:
+            array.target.unexport(one.id, {})
+        assert (array.holds()[0]["hosts"], array.target.exports()) == ([], []), f"cut off at {moment}"
+    assert moment > 12
+
+
+def test_a_volume_that_cannot_be_served_keeps_no_other_from_its_guests(array: Array) -> None:
+    lost, left, held = volume(), volume(), volume()
+    for each in (lost, left, held):
+        array.driver.create(each)
+        array.target.export(export_of(array, each, FIRST))
+    path = array.directory / "objects.json"
+    objects = {key: each for key, each in json.loads(path.read_text()).items() if held.id in each["name"]}
+    path.write_text(json.dumps(objects))
+    told = array.target.restore([export_of(array, each, FIRST, SECOND) for each in (lost, held)])
+    assert len(told) == 3
+    assert f"Volume {lost.id} could not be exported: " in told[0]
+    assert f"{left.id}, which nobody wants, could not be removed: " in told[2]
+    assert array.holds()[0]["hosts"] == ["iqn.one", "iqn.two"]
+
+
 def test_a_volume_goes_back_to_its_snapshot_where_the_driver_cannot(array: Array) -> None:
     one = volume()
     frozen = SnapshotRef(str(uuid.uuid4()), one.id, 1, "fast")
