@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -303,11 +303,13 @@ class _Child:
             raise Ended from None
 
     def _read(self) -> None:
-        """Hand out what the process tells, until it ends."""
-        with contextlib.suppress(OSError), self._socket.makefile("rb") as stream:
-            while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
-                self._take(json.loads(stream.read(_LENGTH.unpack(head)[0])))
-        self.end()
+        """Hand out what the process tells, until it ends, be it in the middle of a message."""
+        try:
+            with contextlib.suppress(OSError), self._socket.makefile("rb") as stream:
+                while (message := _received(stream)) is not None:
+                    self._take(message)
+        finally:
+            self.end()
 
     def _take(self, message: dict[str, Any]) -> None:
         if "log" in message:
@@ -342,6 +344,19 @@ class _Child:
             answer.set_result({"error": gone})
         if not self._ready.done():
             self._ready.set_result({"ready": None, "error": gone})
+
+
+def _received(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next message; None where no whole one comes any more."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    body = stream.read(length)
+    if len(body) < length:
+        return None
+    message: dict[str, Any] = json.loads(body)
+    return message
 
 
 def _changed(method: str, arguments: Sequence[Any]) -> str | None:

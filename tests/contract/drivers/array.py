@@ -3,12 +3,14 @@
 It runs in the environment that has Cinder. As many do, it gives each object an id of its own, finds it by
 nothing else, and exports volumes to named hosts with a CHAP account; it can neither revert nor take anything
 over. A file `hang` or `die` beside its own makes it do so when it has done what it was told, and before it
-answers.
+answers; `tear` lets it die in the middle of its answer.
 """
 # ruff: noqa: ARG002 - Cinder calls these methods with all of that
 
 import json
 import os
+import struct
+import sys
 import threading
 import time
 import uuid
@@ -57,6 +59,9 @@ class ArrayDriver(driver.BaseVD):
                 json.dump(objects, file)
         while os.path.exists(os.path.join(self._directory, "hang")):
             time.sleep(0.02)
+        if os.path.exists(os.path.join(self._directory, "tear")):
+            os.write(int(sys.argv[-1]), struct.pack(">I", 1000) + b'{"id": 1, ')
+            os._exit(1)
         if os.path.exists(os.path.join(self._directory, "die")):
             os._exit(1)
         return answer

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -122,6 +123,19 @@ def test_a_create_that_was_cut_off_is_done_again_and_leaves_nothing(array: Array
     array.driver.extend(one, 2)
     array.driver.delete(one)
     assert array.holds() == []
+
+
+def test_a_driver_that_dies_in_the_middle_of_its_answer_is_started_again(array: Array) -> None:
+    one = volume()
+    array.driver.create(one)
+    array.mark("tear")
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="has ended"):
+        array.driver.extend(one, 2)
+    assert time.monotonic() - began < 60, "and not after the time limit of a call"
+    array.mark("tear", there=False)
+    array.driver.extend(one, 3)
+    assert [each["size"] for each in array.holds()] == [3]
 
 
 def test_a_call_that_hangs_is_given_up_and_not_doubled(tmp_path: Path) -> None:
