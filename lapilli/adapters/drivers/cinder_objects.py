@@ -99,7 +99,10 @@ class CinderObjects:
         return Note.of(self._bridge.remembered().change(kind, identifier, step)) or Note()
 
     def _drop(self, kind: str, identifier: str, pool: str, *, only: str | None = None) -> None:
-        """Delete what was tried in vain, or one of that; what cannot be deleted now goes with the object."""
+        """Delete what was tried in vain, or one of that; what cannot be deleted now goes with the object.
+
+        What became the object stays, also where whoever wrote that down was not told that it is written.
+        """
         doomed: dict[str, int] = {}
 
         def step(present: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -112,11 +115,12 @@ class CinderObjects:
             return note.plain()
 
         present = self._note(kind, identifier)
-        if present is not None and any(present.tries.values()):
+        if present is not None and (only is not None or any(present.tries.values())):
             present = Note.of(self._bridge.remembered().change(kind, identifier, step)) or present
-        for alias in doomed if only is None else [only]:
+        note = present or Note(size=1)
+        for alias in doomed if only is None else {only} - {note.live}:
             with contextlib.suppress(StorageError):
-                self._remove(kind, identifier, present or Note(size=1), alias, pool)
+                self._remove(kind, identifier, note, alias, pool)
 
     def _remove(self, kind: str, identifier: str, note: Note, alias: str, pool: str) -> None:
         with contextlib.suppress(Missing):

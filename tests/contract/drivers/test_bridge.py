@@ -21,7 +21,7 @@ from lapilli.adapters import qemu
 from lapilli.adapters.cinder_bridge import CinderOptions, bridge_of
 from lapilli.adapters.drivers.cinder import CinderDriver
 from lapilli.adapters.targets.cinder import CinderTarget
-from lapilli.errors import Busy, ConfigError, InvalidInput, StorageError, Unsupported
+from lapilli.errors import Busy, ConfigError, DatabaseUnavailable, InvalidInput, StorageError, Unsupported
 from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from tests.ceph.cluster import Cluster
@@ -392,6 +392,27 @@ def test_what_is_taken_over_survives_whatever_is_cut_off(
         driver.release(mine, theirs)
         driver.delete(mine)
         assert ceph.rbd("ls", bridged.POOL).split() == ["theirs"]
+
+
+def test_a_volume_stays_whose_making_was_written_down_but_not_confirmed(
+    ceph: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the connection to the database is lost at COMMIT, and is there again a moment later."""
+    driver, one = bridged.on_ceph(ceph), volume()
+    driver.keep_in(bridged.notes(tmp_path))
+    notes = driver._bridge.remembered()
+    write = notes.change
+
+    def lost(*words: Any) -> None:
+        monkeypatch.setattr(notes, "change", write)
+        write(*words)
+        raise DatabaseUnavailable("The database is gone.")
+
+    with pytest.raises(DatabaseUnavailable), driver.staging(one, "1"):
+        monkeypatch.setattr(notes, "change", lost)
+    assert (driver.volumes(), driver.size_of(one)) == ([one.id], GIB)
+    driver.delete(one)
+    assert ceph.rbd("ls", bridged.POOL) == ""
 
 
 def test_pools_of_an_array(array: Array) -> None:
