@@ -103,6 +103,25 @@ def test_a_call_that_is_cut_off_is_done_by_the_next(
     pytest.fail("it never came to its end")
 
 
+@pytest.mark.parametrize(("clones", "depth"), [(2, 5), (1, 5), (2, 0)])
+def test_a_clone_that_is_cut_off_and_undone_leaves_its_source_as_it_was(
+    ceph: Cluster, make: Make, clones: int, depth: int
+) -> None:
+    driver = make(clones=clones, rbd_max_clone_depth=depth)
+    for at in range(1, 60):
+        source, wanted = made(driver, b"text"), volume(2)
+        whole = cut_off(driver, at, partial(do, "clone", source, snapshot_of(source), wanted))
+        driver.start()
+        driver.delete(wanted)
+        assert driver._access.snaps(driver._image(source.id)) == [], f"cut off after {at}"
+        assert read(driver, source, 4) == b"text"
+        driver.delete(source)
+        assert held(ceph) == ([], []), f"cut off after {at}"
+        if whole:
+            return
+    pytest.fail("it never came to its end")
+
+
 def do(call: str, source: VolumeRef, frozen: SnapshotRef, wanted: VolumeRef, driver: Rbd) -> None:
     """The call, whole."""
     if call == "create":

@@ -182,7 +182,7 @@ class Rbd(ExistingImages):
                 self._access.take(origin, name)
             try:
                 parent = Parent(origin, name)
-                self._derive(volume, parent, facts.size, f"volume {source.id}", progress)
+                self._derive(volume, parent, facts.size, f"volume {source.id}", progress, passing=True)
             except BaseException:
                 with contextlib.suppress(StorageError):
                     self._lineage.drop_snapshot(origin, name)
@@ -191,9 +191,20 @@ class Rbd(ExistingImages):
 
     def delete(self, volume: VolumeRef) -> None:
         """Remove the image, or put it into the trash as long as others are cloned of it."""
-        self._drop_staged(volume.id, patient=True)
-        for name in (names.replaced(volume.id), names.volume(volume.id)):
+        present = self._drop_staged(volume.id, patient=True)
+        own = (names.replaced(volume.id), names.volume(volume.id))
+        for name in own:
             self._lineage.remove(At(self._pool_name, name), volume.id, patient=True)
+        if not any(name in present for name in own):
+            self._drop_origin(volume.id, present)
+
+    def _drop_origin(self, volume_id: str, present: Sequence[str]) -> None:
+        """Remove the snapshot that was taken for a clone which never came to be: its source holds it."""
+        origin = names.clone(volume_id)
+        for name in present:
+            image = At(self._pool_name, name)
+            if names.volume_id(name) is not None and self._snapshot_size(image, origin) is not None:
+                self._lineage.drop_snapshot(image, origin)
 
     def extend(self, volume: VolumeRef, new_size: int) -> None:
         """Resize the image, whoever has it open."""
@@ -304,8 +315,9 @@ class Rbd(ExistingImages):
         *,
         flat: bool = False,
         over: bool = False,
+        passing: bool = False,
     ) -> None:
-        """Make the volume a clone of a snapshot of `length` bytes."""
+        """Make the volume a clone of a snapshot of `length` bytes; `passing`: it was taken only for that."""
         self._refuse_larger(length, volume, what)
         part = At(self._pool_name, names.staged(volume.id))
         with self._publishing(part, volume, over=over):
@@ -314,6 +326,8 @@ class Rbd(ExistingImages):
                 self._access.grow(part, volume.length)
             if flat or self._lineage.depth(part) > self._options.rbd_max_clone_depth:
                 self._access.flatten(part, progress)
+                if passing:  # once it is the volume, nothing of it leads to the snapshot
+                    self._lineage.drop_snapshot(parent.image, parent.snapshot)
         progress(length, length)
 
     @contextlib.contextmanager
@@ -372,13 +386,17 @@ class Rbd(ExistingImages):
         except Exists:
             self._lineage.remove(aside, volume_id)
 
-    def _drop_staged(self, volume_id: str, *, patient: bool = False) -> None:
-        """Remove what others have staged for a volume; what somebody still writes to goes later."""
-        prefix = names.staged_prefix(volume_id)
-        for name in self._access.names(self._pool_name):
+    def _drop_staged(self, volume_id: str, *, patient: bool = False) -> Sequence[str]:
+        """Remove what others have staged for a volume; what somebody still writes to goes later.
+
+        Returns the names of all images that were in the pool.
+        """
+        prefix, present = names.staged_prefix(volume_id), self._access.names(self._pool_name)
+        for name in present:
             if name.startswith(prefix):
                 with contextlib.suppress(*(() if patient else (Busy,))):
                     self._lineage.remove(At(self._pool_name, name), volume_id, patient=patient)
+        return present
 
     @staticmethod
     def _refuse_larger(length: int, volume: VolumeRef, what: str) -> None:
