@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,9 +41,11 @@ class Clearing:
         found = self._group.find(name)
         if found is None:
             return
-        if not found.active:
-            full_name = self._group.full_name(name)
-            self._group.run("lvchange", "--yes", "--activate", "y", full_name, deed=deed)
+        is_there = os.path.exists(self._group.path(name))
+        if found.active and not is_there:  # under its former name: renaming it was cut off
+            self._activate("n", name, deed)
+        if not found.active or not is_there:
+            self._activate("y", name, deed)
         length = min(found.size, self._manner.size or found.size)
         for start in range(0, length, self._piece):
             began = time.monotonic()
@@ -50,6 +53,9 @@ class Clearing:
             self._zero(self._group.path(name), start, piece, deed)
             if self._manner.rate:
                 time.sleep(max(0.0, piece / self._manner.rate + began - time.monotonic()))
+
+    def _activate(self, how: str, name: str, deed: str) -> None:
+        self._group.run("lvchange", "--yes", "--activate", how, self._group.full_name(name), deed=deed)
 
     @property
     def _piece(self) -> int:
