@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.api.steps import LATEST, good, refused
-from tests.service import Api, Service
+from tests.service import Api, Service, until
 
 NAME = "east@pool"
 
@@ -25,7 +25,9 @@ def clustered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with service.log.open("ab") as log:
         second = subprocess.Popen(service.command("volume"), stdout=log, stderr=log)
     try:
-        yield Api(service)
+        api = Api(service)
+        until(lambda: bool(api.get("/v3/clusters", as_="admin", version="3.7").json()["clusters"]))
+        yield api
     finally:
         second.terminate()
         second.wait(20)
