@@ -39,7 +39,10 @@ BACKENDS = "lvm-thin,lvm-thick"  # of the drivers' suite
 # what runs side by side, each in volume groups of its own: back ends, and tests. The kernel's targets
 # are in one suite: everything that they serve is removed after a test
 QUICK: list[tuple[str, list[str]]] = [
-    (BACKENDS, ["tests/vm/test_service.py", "tests/vm/test_targets.py", "tests/contract/targets"]),
+    (
+        BACKENDS,
+        ["tests/vm/test_service.py", "tests/vm/test_targets.py", "tests/contract/targets/test_contract.py"],
+    ),
     ("lvm-thin", ["tests/contract/drivers"]),
 ]
 SUITES = [
