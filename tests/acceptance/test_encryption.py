@@ -403,7 +403,7 @@ def test_it_is_not_unmanaged(api: Api) -> None:
     with a_type(api, LUKS) as kind, a_volume(api, kind) as volume:
         answer = api.post(f"/v3/volumes/{volume['id']}/action", {"os-unmanage": {}}, as_="admin")
         assert "encrypted" in refused(answer, 400)
-        told = good(api.get("/v3/messages", as_="admin"))["messages"]
+        told = good(api.get(f"/v3/messages?resource_uuid={volume['id']}", as_="admin"))["messages"]
         assert [each["event_id"] for each in told] == ["VOLUME_VOLUME_006_008"]
 
 
