@@ -110,7 +110,7 @@ class Service:
             # a session of its own: Ctrl-C reaches the bench alone, which then stops the service in order
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         while not self._answers():
-            if self.process.poll() is not None or time.perf_counter() - started > 30:
+            if self.process.poll() is not None or time.perf_counter() - started > 120:
                 raise load.Failure(f"the service did not start:\n{self.log.read_text()[-2000:]}")
             time.sleep(0.002)
         return time.perf_counter() - started
