@@ -63,8 +63,8 @@ _COMPLAINTS: tuple[tuple[str, type[StorageError], str], ...] = (
         CutOff,
         "the thin pool is in the middle of a change, because one of LVM's programs was killed. LVM ends the "
         "change when the pool is activated anew: detach the volumes, and type vgchange --activate n, then "
-        "--activate y, with the name of the group; or restart this host. Where that does not help, the pool must be "
-        "repaired by hand, see lvmthin(7)",
+        "--activate y, with the name of the group; or restart this host. Where that does not help, "
+        "the pool must be repaired by hand, see lvmthin(7)",
     ),
     (r"[Ii]nsufficient (free|suitable)", Full, "the volume group has no space left"),
     (
