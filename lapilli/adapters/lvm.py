@@ -26,7 +26,6 @@ _LISTED = (
     "lv_skip_activation,lv_snapshot_invalid,data_percent,metadata_percent,zero"
 )
 _NAME = re.compile(r"(?!snapshot|pvmove|[.-])[A-Za-z0-9+_.-]{1,110}")
-_PARTS = ("metadata", "data")  # of a thin pool
 _PART = re.compile(r"prohibited while logical volume (\S+_t(?:meta|data)) is active")
 _RESERVED = re.compile(r"_(cdata|cmeta|corig|mlog|mimage|pmspare|rimage|rmeta|tdata|tmeta|vorigin|vdata)")
 
@@ -186,19 +185,17 @@ class Group:
         it until they no longer are.
         """
         command_line = partial(self._root.run, timeout=timeout, environment=self._environment)
-        for _ in _PARTS:
+        parts_left = 2  # metadata and data
+        while True:
             try:
                 return command_line(program, *words)
             except command.Failed as problem:
                 part = _PART.search(problem.complaint)
-                if part is None:
+                if part is None or parts_left == 0:
                     raise _told(problem, deed) from problem
+            parts_left -= 1
             with contextlib.suppress(command.Failed):
                 command_line("lvchange", "--activate", "n", part[1])
-        try:
-            return command_line(program, *words)
-        except command.Failed as problem:
-            raise _told(problem, deed) from problem
 
 
 def _told(problem: command.Failed, deed: str) -> StorageError:
