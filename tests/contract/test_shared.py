@@ -312,8 +312,8 @@ def test_rows_of_services_and_pools_are_made_once(cores: Callable[..., list[Core
 
 def test_an_empty_database_is_prepared_once(tmp_path: Path) -> None:
     url = databases.fresh_url(tmp_path)
-    stores = [Store(url) for _ in range(4)]
-    assert at_once(*[lambda store=store: schema.prepare(store) for store in stores]) == [None] * 4
+    stores = [Store(url) for _ in range(8)]
+    assert at_once(*[lambda store=store: schema.prepare(store) for store in stores]) == [None] * 8
     for store in stores:
         assert schema.version(store) == schema.HEAD
         store.close()

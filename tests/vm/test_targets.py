@@ -61,7 +61,9 @@ def write(path: str, pattern: int, at: int) -> None:
 
 def holds(path: str, pattern: int, at: int) -> bool:
     done = io(path, f"read -P {pattern} {at} 64k")
-    return done.returncode == 0 and "failed" not in done.stdout
+    differs = "Pattern verification failed" in done.stdout
+    assert differs or done.returncode == 0, f"{path} cannot be read: {done.stdout + done.stderr}"
+    return not differs
 
 
 def can_read(path: str) -> bool:
