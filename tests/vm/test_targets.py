@@ -15,6 +15,7 @@ import pytest
 
 from lapilli.adapters.targets.lio import Lio, LioOptions
 from lapilli.adapters.targets.nvmet import Nvmet, NvmetOptions
+from lapilli.errors import StorageError
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.target import ExportSpec, Target
 from tests.contract.conftest import MIB, free_port
@@ -265,6 +266,31 @@ def test_nvme_reads_what_it_wrote_and_its_disk_grows(volume: BlockAddress, nvmet
         write(disk, 8, 100 * MIB)
         assert holds(disk, 8, 100 * MIB)
         assert holds(disk, 7, MIB)
+
+
+def test_a_file_that_is_partly_in_the_page_cache_is_read_whole(tmp_path: Path, nvmet: Nvmet) -> None:
+    path = tmp_path / f"volume-{uuid.uuid4()}"
+    path.write_bytes(b"\7" * 64 * MIB)
+    file = os.open(path, os.O_RDWR)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(file, 4096, MIB)  # the first page of what a host reads, and no more
+    os.close(file)
+    spec = spec_of(nvmet, BlockAddress("file", str(path)), {"nqn": HOST})
+    nvmet.export(spec)
+    with connected(told(nvmet, spec, HOST)) as disk:
+        assert holds(disk, 7, MIB)
+
+
+def test_a_file_system_that_cannot_pass_by_the_page_cache_is_refused(nvmet: Nvmet) -> None:
+    path = Path(f"/dev/shm/volume-{uuid.uuid4()}")
+    path.write_bytes(bytes(MIB))
+    spec = spec_of(nvmet, BlockAddress("file", str(path)), {"nqn": HOST})
+    with pytest.raises(StorageError, match="page cache"):
+        nvmet.export(spec)
+    assert nvmet.exports() == []
+    path.unlink()
 
 
 def test_only_the_host_that_holds_the_volume_connects(volume: BlockAddress, nvmet: Nvmet) -> None:
