@@ -453,9 +453,11 @@ class UploadVolume(Task):
         self._drop_parts(work)
         # a file of this claim's own: a worker that was stopped, and goes on, writes to another
         path = os.path.join(images.upload_directory(), f"{image_id}.{work.operation.claim}.part")
-        address = work.storage.driver.address(reference(volume))
+        ref = reference(volume)
+        address = work.storage.driver.address(ref)
         try:
-            work.core.converter.from_raw(address, disk_format, path, work.progress)
+            # with the length: progress is the sign of life, and a block device's cannot be seen from here
+            work.core.converter.from_raw(address, ref.length, disk_format, path, work.progress)
             images.upload(image_id, path, work.progress)
         finally:
             with suppress(FileNotFoundError):

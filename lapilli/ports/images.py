@@ -85,5 +85,7 @@ class Converter(Protocol):
     def to_raw(self, path: str, declared_format: str, destination: BlockAddress, progress: Progress) -> None:
         """Write the image's content to the start of a volume that reads as zeros."""
 
-    def from_raw(self, source: BlockAddress, disk_format: str, path: str, progress: Progress) -> None:
-        """Make an image file of a format from a volume."""
+    def from_raw(
+        self, source: BlockAddress, length: int, disk_format: str, path: str, progress: Progress
+    ) -> None:
+        """Make an image file of a format from a volume of `length` bytes, of which the progress tells."""

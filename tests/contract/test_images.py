@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -123,13 +124,34 @@ def test_a_monolithic_vmdk_is_accepted_and_a_split_one_refused(make: Make, tmp_p
 @pytest.mark.parametrize("disk_format", ["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx"])
 def test_a_volume_becomes_an_image(disk_format: str, content: Path, tmp_path: Path) -> None:
     path = tmp_path / "uploaded"
-    convert.from_raw(BlockAddress("file", str(content)), disk_format, str(path), quiet)
+    convert.from_raw(BlockAddress("file", str(content)), SIZE, disk_format, str(path), quiet)
     assert SIZE <= convert.check(str(path), disk_format) <= SIZE + MIB
     compared = subprocess.run(
         ["qemu-img", "compare", "-f", FORMATS[disk_format], "-F", "raw", path, content], capture_output=True
     )
     assert compared.returncode == 0
     assert path.stat().st_blocks * 512 < 6 * MIB
+
+
+def test_an_upload_of_what_is_no_file_tells_how_far_it_is(content: Path, tmp_path: Path) -> None:
+    socket, path = tmp_path / "socket", tmp_path / "uploaded"
+    told: list[tuple[int, int]] = []
+    command = ["qemu-nbd", "-r", "-t", "-f", "raw", "-x", "volume", "-k", socket, content]
+    with subprocess.Popen(command) as server:
+        try:
+            deadline = time.monotonic() + 30
+            while not socket.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            source = BlockAddress("nbd", str(socket), {"export": "volume"})
+            convert.from_raw(source, SIZE, "qcow2", str(path), lambda *step: told.append(step))
+        finally:
+            server.terminate()
+    assert convert.check(str(path), "qcow2") == SIZE
+    assert {total for _, total in told} == {SIZE}
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert len(set(done)) > 2, "a watcher sees no progress, and takes it for hung"
+    assert done[-1] == SIZE
 
 
 def test_a_partitioned_disk_a_cd_and_an_encrypted_disk_are_raw_content(tmp_path: Path) -> None:
@@ -241,7 +263,7 @@ def test_a_header_that_promises_the_moon_costs_little(make: Make) -> None:
 def test_an_upload_that_fails_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "uploaded"
     with pytest.raises(StorageError, match="could not be converted to qcow2") as told:
-        convert.from_raw(BlockAddress("file", str(tmp_path / "missing")), "qcow2", str(path), quiet)
+        convert.from_raw(BlockAddress("file", str(tmp_path / "missing")), SIZE, "qcow2", str(path), quiet)
     assert not isinstance(told.value, ImageUnacceptable), "there is no image yet that could be at fault"
     assert os.listdir(tmp_path) == []
 

@@ -87,13 +87,12 @@ def write(
         raise ImageUnacceptable(problem.message) from problem
 
 
-def from_raw(source: BlockAddress, disk_format: str, path: str, progress: Progress) -> None:
-    """Make an image file of a volume; nothing is left of one that fails."""
+def from_raw(source: BlockAddress, length: int, disk_format: str, path: str, progress: Progress) -> None:
+    """Make an image file of a volume of `length` bytes; nothing is left of one that fails."""
     arguments = ["-U", "--image-opts", "-O", _qemu_format(disk_format)]
     arguments += [*_CREATE_OPTIONS.get(disk_format, []), qemu.image_options(source), path]
-    total = os.stat(source.location).st_size if os.path.isfile(source.location) else 0
     try:
-        qemu_img.convert(arguments, total, progress, f"The volume could not be converted to {disk_format}")
+        qemu_img.convert(arguments, length, progress, f"The volume could not be converted to {disk_format}")
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
