@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from lapilli.domain import placement
 from lapilli.domain.model import CachedImage, Image, Operation, Pool
-from lapilli.errors import ImageUnacceptable, InvalidInput, StorageError
+from lapilli.errors import Conflict, ImageUnacceptable, InvalidInput, StorageError
 from lapilli.flows.claims import UNFINISHED, Work
 from lapilli.flows.core import Core
 from lapilli.flows.definitions import Backend, Postponed
@@ -40,6 +40,20 @@ _log = logging.getLogger("lapilli.images")
 _image = tables.cached_images.c
 
 Write = Callable[[BlockAddress], None]
+
+
+def image_of(core: Core, image_id: str) -> Image:
+    """The image that an operation is about, for the service itself. Raises `ImageUnacceptable`.
+
+    Only the id counts: an image source also looks by name, and anybody may name an image by another's id.
+    """
+    try:
+        image = core.images.get(image_id)
+    except (InvalidInput, Conflict):
+        image = None
+    if image is None or image.id != image_id:
+        raise ImageUnacceptable(f"Image {image_id} could not be found.")
+    return image
 
 
 def content_of(image: Image) -> str:
@@ -315,10 +329,9 @@ def outdated(core: Core, backend: Backend) -> list[CachedImage]:
 
 def _is_current(core: Core, cached: CachedImage) -> bool:
     try:
-        image = core.images.get(cached.image_id)
-    except (InvalidInput, ImageUnacceptable):
+        return content_of(image_of(core, cached.image_id)) == cached.content
+    except ImageUnacceptable:
         return False
-    return image.id == cached.image_id and content_of(image) == cached.content
 
 
 def sweep(core: Core, backend: Backend, images: Sequence[CachedImage]) -> None:

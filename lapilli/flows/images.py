@@ -14,8 +14,8 @@ import msgspec
 from lapilli.context import Context
 from lapilli.domain.model import Image, Operation, Volume
 from lapilli.domain.states import Transition, transition
-from lapilli.errors import InvalidInput, LapilliError, NotFound
-from lapilli.flows import encryption
+from lapilli.errors import ImageUnacceptable, InvalidInput, LapilliError, NotFound
+from lapilli.flows import encryption, image_cache
 from lapilli.flows.core import Core
 from lapilli.flows.volume_tasks import backend_host
 from lapilli.store import records, tables
@@ -140,7 +140,10 @@ def uploaded(core: Core, volume_id: str, request_id: str) -> Image:
         )
     if not found:
         raise NotFound("The upload is not known any more.")
-    return core.images.get(found[0].args["image_id"])
+    try:
+        return image_cache.image_of(core, found[0].args["image_id"])
+    except ImageUnacceptable:
+        raise NotFound("The image of the upload is not there any more.") from None
 
 
 # what describes an image's content, its place or its owner, and is not that of another image

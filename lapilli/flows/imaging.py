@@ -22,7 +22,7 @@ UNCONVERTED = ("raw", "iso", "luks", "ami", "ari", "aki")  # what is written as 
 
 def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False) -> None:
     """Fill the volume with an image: a new one, or (`over`) one that has other content. May run twice."""
-    image, driver = work.core.images.get(image_id), work.storage.driver
+    image, driver = image_cache.image_of(work.core, image_id), work.storage.driver
     if image.status != "active" or image.disk_format is None:
         raise ImageUnacceptable(f"Image {image.id} is not active.")
     _refuse_larger(image.id, image.virtual_size or 0, ref)
@@ -43,7 +43,7 @@ def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False
 
 def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *, over: bool = False) -> None:
     """The same for an encrypted volume: always written, since what is kept of images is kept as it is."""
-    image, driver = work.core.images.get(image_id), work.storage.driver
+    image, driver = image_cache.image_of(work.core, image_id), work.storage.driver
     if image.status != "active" or image.disk_format is None:
         raise ImageUnacceptable(f"Image {image.id} is not active.")
     if not over and driver.size_of(ref) is not None:

@@ -446,7 +446,7 @@ class UploadVolume(Task):
         """Raises `StorageError`."""
         volume, images = load(work), work.core.images
         image_id, disk_format = work.args["image_id"], work.args["disk_format"]
-        if images.get(image_id).status == "active":
+        if image_cache.image_of(work.core, image_id).status == "active":
             return  # done by a worker that died before it could say so
         if volume.encryption_key_id is not None:
             encryption.make_image_key(work, volume, image_id)

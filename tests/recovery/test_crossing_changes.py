@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lapilli import compose
 from lapilli.domain.model import Attachment, Operation, Pool, Snapshot, Transfer, Volume, VolumeType
 from lapilli.errors import InvalidState
 from lapilli.flows import (
     attachments,
+    images,
     managing,
     retype,
     rewriting,
@@ -21,7 +24,7 @@ from lapilli.flows import (
 )
 from lapilli.runtime.doctor import Doctor
 from lapilli.store import records
-from tests.recovery.house import CONNECTOR, CONTEXT
+from tests.recovery.house import CONNECTOR, CONTEXT, WORDS
 from tests.recovery.idle import Idle
 from tests.service import until
 
@@ -151,6 +154,53 @@ def test_reserved_while_it_is_written_anew(house: Idle) -> None:
     house.reserve(volume)
     house.work()
     assert house.one(Volume).status == "reserved"
+    house.nothing_is_wrong()
+
+
+def _replaced_by_a_namesake(house: Idle, image_id: str) -> str:
+    """Remove an image; somebody else names one of his by its id. Returns the id of that."""
+    source = compose.make_directory_images(house.core.config)
+    source.discard(image_id)
+    other = house.directory / "other.raw"
+    other.write_bytes(b"what is somebody else's" * 1000)
+    stranger = source.add(str(other), name=image_id, disk_format="raw")
+    assert house.core.images.get(image_id).id == stranger.id
+    return stranger.id
+
+
+def test_an_image_that_is_named_like_the_removed_one_is_another(house: Idle) -> None:
+    """What was accepted for an image is done with that image, or not at all."""
+    volume = house.volume()
+    image = house.core.images.get(house.image())
+    request = volumes.VolumeRequest(size=1, image_ref=image.id)
+    made = volumes.create(house.core, CONTEXT, request)
+    rewriting.reimage(house.core, CONTEXT, volume, image, reserved=False)
+    _replaced_by_a_namesake(house, image.id)
+    house.work()
+    assert sorted(house.failed()) == ["volume.create", "volume.reimage"]
+    assert {each.id: each.status for each in house.all(Volume)} == {volume.id: "error", made.id: "error"}
+    assert Path(house.path(volume)).read_bytes()[: len(WORDS)] == WORDS, "another's image was written to it"
+    assert not Path(house.path(made)).exists()
+
+
+def test_an_upload_whose_image_was_replaced_by_a_namesake(house: Idle) -> None:
+    """It fails, and does not take the other for the image that it has made before; the other stays."""
+    volume = house.volume()
+    image = images.upload(
+        house.core,
+        CONTEXT,
+        volume,
+        name="backup",
+        disk_format="raw",
+        container_format="bare",
+        force=False,
+        properties={},
+    )
+    stranger = _replaced_by_a_namesake(house, image.id)
+    house.work()
+    assert house.failed() == ["volume.upload"]
+    assert house.one(Volume).status == "available"
+    assert house.core.images.exists(stranger)
     house.nothing_is_wrong()
 
 
