@@ -1,6 +1,6 @@
 """Keeps one back end: starts it, reports its pools, and sees that its target serves what it should.
 
-Each has a thread of its own, so that a back end that fails or hangs holds up no other.
+Each has threads of its own, so that a back end that fails or hangs holds up no other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from lapilli import events
-from lapilli.domain.model import Export, Pool, Volume
+from lapilli.domain.model import CachedImage, Export, Pool, Volume
 from lapilli.errors import ConfigError, DatabaseUnavailable, ImageServiceUnavailable, StorageError
 from lapilli.flows import image_cache
 from lapilli.flows.audits import tell_room
@@ -67,6 +67,9 @@ class Keeper:
         self._tried = threading.Event()
         self._refused: ConfigError | None = None
         self._thread = threading.Thread(target=self._run, name=f"keeper-{backend.name}", daemon=True)
+        # an image service that is silent holds up nothing else that is kept
+        self._looker = threading.Thread(target=self._look, name=f"images-{backend.name}", daemon=True)
+        self._outdated: list[CachedImage] = []  # as it was found last
         self._at_work: float | None = None  # since when, by the monotonic clock
         self._complained = False
         self._suspects: set[str] = set()
@@ -114,6 +117,9 @@ class Keeper:
                 return
             self._stopping.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+        if self._stopping.is_set():
+            return
+        self._looker.start()
         repeat(
             self._stopping,
             (float(self.core.service.backend_stats_polling_interval), self._report),
@@ -160,15 +166,22 @@ class Keeper:
             self._at_work = None
 
     def _look_after_images(self) -> None:
-        """Give up cached images that nobody fills, or that are of no use any more."""
-        self._at_work = None  # this may wait for another service, and not for the back end
-        gone = image_cache.left_alone(self.core, self.backend)
+        """Give up cached images that nobody fills, or that were found to be of no use any more."""
+        outdated, self._outdated = self._outdated, []
+        left_alone = image_cache.left_alone(self.core, self.backend)
+        image_cache.sweep(self.core, self.backend, left_alone + outdated)
+
+    # --- the thread that asks the image service ---
+
+    def _look(self) -> None:
+        period = float(self.core.service.backend_stats_polling_interval)
+        repeat(self._stopping, (period, self._look_for_outdated))
+
+    def _look_for_outdated(self) -> None:
         try:
-            gone += image_cache.outdated(self.core, self.backend)
+            self._outdated = image_cache.outdated(self.core, self.backend)
         except ImageServiceUnavailable as problem:
             _log.warning("cached images of %s are kept for now: %s", self.backend.host, problem)
-        self._asking()
-        image_cache.sweep(self.core, self.backend, gone)
 
     # --- exports ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,28 @@ def test_a_copy_that_cannot_be_removed_is_removed_later(api: Api, caching: Servi
     _fault(caching)
     until(lambda: not _file(caching, kept).exists(), 10)
     until(lambda: _differences(caching) == [], 10)
+
+
+def test_a_silent_image_service_keeps_no_export_from_its_guest(api: Api, caching: Service, add: Add) -> None:
+    """Whether what is kept is still of use is asked beside the watch over exports."""
+    volume = _volume_of(api, add())
+    caching.stop()
+    caching.config["sim"]["target_helper"] = "sim"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        caching.config["DEFAULT"]["image_source"] = "glance"
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v3"
+        caching.config["service_user"] = {"auth_url": address, "username": "u", "password": "p"}
+        caching.start()
+        connector = {"initiator": "iqn.1994-05.com.redhat:cache", "host": "guest", "ip": "127.0.0.1"}
+        body = {"attachment": {"volume_uuid": volume, "connector": connector}}
+        assert api.post("/v3/attachments", body).status_code == 200
+        silent.settimeout(30)
+        with silent.accept()[0]:  # it is being asked
+            export = caching.state_dir / "sim-target-sim/exports" / volume
+            for _ in range(2):
+                export.unlink()
+                until(export.exists, 15)
+        assert _kept(caching) != {}
 
 
 def test_turned_off_nothing_is_kept(api: Api, caching: Service, add: Add) -> None:

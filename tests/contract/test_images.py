@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import socket
 import struct
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,18 @@ import pytest
 
 from lapilli.adapters.images import convert, luks
 from lapilli.adapters.images.directory import DirectoryImages
+from lapilli.adapters.images.glance import GlanceImages
+from lapilli.adapters.images.image_api import GlanceOptions, ServiceUserOptions
 from lapilli.context import Context
 from lapilli.domain.encryption import Layout
-from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, StorageError
+from lapilli.errors import (
+    Conflict,
+    Forbidden,
+    ImageServiceUnavailable,
+    ImageUnacceptable,
+    InvalidInput,
+    StorageError,
+)
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.images import Converter
 
@@ -134,15 +145,15 @@ def test_a_volume_becomes_an_image(disk_format: str, content: Path, tmp_path: Pa
 
 
 def test_an_upload_of_what_is_no_file_tells_how_far_it_is(content: Path, tmp_path: Path) -> None:
-    socket, path = tmp_path / "socket", tmp_path / "uploaded"
+    served, path = tmp_path / "socket", tmp_path / "uploaded"
     told: list[tuple[int, int]] = []
-    command = ["qemu-nbd", "-r", "-t", "-f", "raw", "-x", "volume", "-k", socket, content]
+    command = ["qemu-nbd", "-r", "-t", "-f", "raw", "-x", "volume", "-k", served, content]
     with subprocess.Popen(command) as server:
         try:
             deadline = time.monotonic() + 30
-            while not socket.exists() and time.monotonic() < deadline:
+            while not served.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
-            source = BlockAddress("nbd", str(socket), {"export": "volume"})
+            source = BlockAddress("nbd", str(served), {"export": "volume"})
             convert.from_raw(source, SIZE, "qcow2", str(path), lambda *step: told.append(step))
         finally:
             server.terminate()
@@ -266,6 +277,29 @@ def test_an_upload_that_fails_leaves_no_file(tmp_path: Path) -> None:
         convert.from_raw(BlockAddress("file", str(tmp_path / "missing")), SIZE, "qcow2", str(path), quiet)
     assert not isinstance(told.value, ImageUnacceptable), "there is no image yet that could be at fault"
     assert os.listdir(tmp_path) == []
+
+
+# --- an image service ------------------------------------------------------------------------------------
+
+
+def test_an_identity_service_that_never_answers_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        user = ServiceUserOptions(
+            auth_url=f"http://127.0.0.1:{silent.getsockname()[1]}/v3", username="u", password="p"
+        )
+        options = GlanceOptions(glance_num_retries=0, glance_request_timeout=1)
+        images, found = GlanceImages(options, user, str(tmp_path)), []
+
+        def ask() -> None:
+            try:
+                images.get(str(uuid.uuid4()))
+            except ImageServiceUnavailable as problem:
+                found.append(problem)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(30)
+    assert [problem.message for problem in found] == ["The image service does not answer: ConnectTimeout."]
 
 
 # --- the directory ---------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class GlanceOptions:
 
     glance_api_servers: list[str] = option([], "Addresses of the image service; default: the catalog's.")
     glance_num_retries: int = option(3, "How often a call is repeated that had no answer.", minimum=0)
-    glance_request_timeout: int = option(120, "Seconds without a byte from the image service.", minimum=1)
+    glance_request_timeout: int = option(120, "Seconds without a byte from the image or the identity service.", minimum=1)
     verify_glance_signatures: str = option(
         "enabled", "Verify images that are signed.", choices=("enabled", "disabled")
     )
@@ -178,6 +178,8 @@ class ImageApi:
             region_name=user.region_name,
             interface=user.interface,
             image_api_version="2",
+            # also of what the SDK asks by itself, the identity service for a token: else that waits for ever
+            api_timeout=self.options.glance_request_timeout,
             cacert=user.cafile,
             verify=not user.insecure,
             app_name="lapilli",
