@@ -32,7 +32,7 @@ class GlanceOptions:
 
     glance_api_servers: list[str] = option([], "Addresses of the image service; default: the catalog's.")
     glance_num_retries: int = option(3, "How often a call is repeated that had no answer.", minimum=0)
-    glance_request_timeout: int = option(120, "Seconds without a byte from the image or the identity service.", minimum=1)
+    glance_request_timeout: int = option(120, "Seconds without a byte from Glance or Keystone.", minimum=1)
     verify_glance_signatures: str = option(
         "enabled", "Verify images that are signed.", choices=("enabled", "disabled")
     )
