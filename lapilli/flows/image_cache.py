@@ -241,6 +241,13 @@ def give_up(work: Work, image: CachedImage) -> None:
     drop_evicted(work.core, work.storage)
 
 
+def is_kept(core: Core, image: CachedImage) -> bool:
+    """Whether an image that was ready still is: nobody has given it up since."""
+    with core.store.read() as connection:
+        found = records.find(connection, CachedImage, image.id)
+    return found is not None and found.state == READY
+
+
 def clean_up(work: Work) -> None:
     """Remove what an operation that is undone has not filled to the end."""
     mine = (_image.operation_id == work.operation.id, _image.backend == work.storage.host)

@@ -136,7 +136,8 @@ def _cloned(work: Work, ref: VolumeRef, kept: CachedImage, *, over: bool) -> boo
         else:
             driver.clone(ref, source, work.progress)
     except StorageError:
-        if driver.size_of(source) is not None:
+        # what was evicted meanwhile may have failed us for that, and may still seem to be there
+        if image_cache.is_kept(work.core, kept) and driver.size_of(source) is not None:
             raise
         image_cache.give_up(work, kept)
         return False

@@ -196,6 +196,26 @@ def test_an_image_makes_room_for_a_volume(api: Api, caching: Service, add: Add) 
     assert _differences(caching) == []
 
 
+def test_an_image_that_makes_room_while_it_is_cloned(api: Api, caching: Service, add: Add) -> None:
+    """What is being made of it is made without it, also while the copy is still on its way out."""
+    image = add()
+    _volume_of(api, image)
+    kept = _kept(caching)[image]
+    cloning = {"call": "clone", "delay": 4, "error": "The source is going.", "times": 1}
+    going = {"call": "delete", "for": kept, "error": "It is open.", "busy": True}
+    _fault(caching, cloning, going)
+    volume = _create(api, image)
+    faults = caching.state_dir / "sim-sim/faults.json"
+    until(lambda: json.loads(faults.read_text())[0]["times"] == 0)  # it is at it
+    assert api.volume(ROOM - 2)["status"] == "available"  # in the place of the copy
+    assert _kept(caching) == {}
+    api.wait(f"/v3/volumes/{volume}", "volume")
+    assert _content(caching, volume) == CONTENT
+    assert _file(caching, kept).exists()
+    _fault(caching)
+    until(lambda: _differences(caching) == [], 10)
+
+
 def test_five_at_once_wait_for_one(api: Api, caching: Service, add: Add) -> None:
     image = add()
     made = [_create(api, image) for _ in range(5)]
