@@ -100,6 +100,14 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Shareable(Protocol):
+    """Optional: serve a back end of several hosts, of which one may start while the others are at work."""
+
+    def ensure(self, spec: ExportSpec) -> bool:
+        """What `restore` does for one export that is wanted; whether anything was missing."""
+
+
+@runtime_checkable
 class Throttling(Protocol):
     """Optional: keep the limits of `ExportSpec.limits`; `export` and `restore` then do so too."""
 

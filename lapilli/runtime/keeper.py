@@ -24,7 +24,7 @@ from lapilli.flows.definitions import Backend
 from lapilli.flows.exports import export_spec
 from lapilli.flows.hangs import whereabouts
 from lapilli.flows.scheduling import EVICTING
-from lapilli.ports.target import ExportSpec, Throttling
+from lapilli.ports.target import ExportSpec, Shareable, Throttling
 from lapilli.store import records, tables
 
 _log = logging.getLogger("lapilli.service")
@@ -190,23 +190,47 @@ class Keeper:
         wanted, unclear = {}, set()
         with self.core.store.read() as connection:
             for row in records.all_of(connection, Export, tables.exports.c.backend == self.backend.host):
-                volume = records.find(connection, Volume, row.volume_id)
-                if volume is None or volume.host is None:
-                    continue
                 try:
-                    spec = export_spec(connection, self.backend, volume, row)
+                    spec = self._spec(connection, row)
                 except StorageError as problem:
                     self._complain(row.volume_id, "it cannot be told where volume %s is: %s", problem)
                     unclear.add(row.volume_id)
                     continue
-                if spec.connectors:
+                if spec is not None:
                     wanted[row.volume_id] = spec
         return wanted, unclear
 
+    def _spec(self, connection: sa.Connection, row: Export) -> ExportSpec | None:
+        """How an export is wanted; None where it is not. Raises `StorageError` where that cannot be told."""
+        volume = records.find(connection, Volume, row.volume_id)
+        if volume is None or volume.host is None:
+            return None
+        spec = export_spec(connection, self.backend, volume, row)
+        return spec if spec.connectors else None
+
     def _restore_exports(self) -> None:
-        wanted, unclear = self._wanted()
-        for sentence in self.backend.target.restore(wanted.values(), unclear):
+        target, (wanted, unclear) = self.backend.target, self._wanted()
+        if self.backend.cluster is not None and isinstance(target, Shareable):
+            # other hosts attach and detach meanwhile: strays are left to the watch, which looks twice
+            for volume_id in wanted:
+                self._ensure(target, volume_id)
+            return
+        for sentence in target.restore(wanted.values(), unclear):
             _log.info("at the start: %s", sentence)
+
+    def _ensure(self, target: Shareable, volume_id: str) -> None:
+        """See that a volume is served as it is wanted now, which may be long after the start."""
+        if self._is_busy(volume_id):
+            return  # who is at it leaves it right
+        self._asking()
+        try:
+            with self.core.store.read() as connection:
+                row = records.find(connection, Export, volume_id)
+                spec = None if row is None else self._spec(connection, row)
+            if spec is not None and target.ensure(spec):
+                _log.info("at the start: serving volume %s to those who hold it", volume_id)
+        except StorageError as problem:
+            self._complain(volume_id, "volume %s could not be served at the start: %s", problem)
 
     def _watch_exports(self) -> None:
         """Serve again what a restarted daemon has forgotten; drop, at the second sight, what nobody wants.

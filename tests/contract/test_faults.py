@@ -26,7 +26,7 @@ from lapilli.ports.driver import (
     SnapshotRef,
     VolumeRef,
 )
-from lapilli.ports.target import ExportSpec, Target
+from lapilli.ports.target import ExportSpec, Shareable, Target
 
 VOLUME = VolumeRef("7f2e5a70-0001-4000-8000-000000000001", 1, "s")
 OTHER = VolumeRef("7f2e5a70-0002-4000-8000-000000000002", 1, "s")
@@ -72,7 +72,7 @@ def methods(*protocols: type) -> set[str]:
 
 def test_every_call_of_the_ports_can_be_struck() -> None:
     assert set(sim_driver.CALLS) == methods(Driver, Replacing, ImageCloning, Reverting, Retyping, Managing)
-    assert set(sim_target.CALLS) == methods(Target)
+    assert set(sim_target.CALLS) == methods(Target, Shareable)
 
 
 @pytest.mark.parametrize("call", sim_driver.CALLS)

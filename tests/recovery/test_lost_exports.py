@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +100,33 @@ def test_the_service_starts_beside_exports_that_cannot_be_mended(
     several.heal()
     until(lambda: attached.served() == attached.all())
     several.is_well()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Several]:
+    """A back end that several hosts serve together."""
+    made = Several(tmp_path, cluster="east")
+    yield made
+    made.end()
+
+
+def test_a_host_that_joins_leaves_alone_what_the_others_do_meanwhile(cluster: Several) -> None:
+    """While it looks at what is served, which takes time on an array, a volume is attached by another."""
+    api = cluster.start_all("one")
+    attached = Attached(api, cluster)
+    attached._export(attached.good[0]).unlink()  # and what was lost is served again
+    delay = 3.0
+    slow = [{"call": "ensure", "for": attached.broken}, {"call": "restore"}]
+    cluster.strike(*({**each, "delay": delay, "times": 1} for each in slow), target=True)
+    cluster.start("two", "volume")
+    faults = attached._export("x").parent.parent / "faults.json"
+    until(lambda: any(each["times"] == 0 for each in json.loads(faults.read_text())))
+    fresh = attached._attached()
+    over = time.monotonic() + delay + 2
+    while time.monotonic() < over:
+        assert fresh in attached.served(), "its guest was cut off"
+        time.sleep(0.02)
+    until(lambda: attached.served() == {fresh, *attached.all()})
+    attached._export(attached.stray).write_text("")
+    until(lambda: attached.stray not in attached.served())
+    cluster.is_well()

@@ -132,15 +132,15 @@ class CinderTarget:
         told, specs = [], {each.volume_id: each for each in wanted}
         for spec in specs.values():
             try:
-                if self._ensure(spec):
+                if self.ensure(spec):
                     told.append(f"serving volume {spec.volume_id} to those who hold it")
             except StorageError as problem:
                 told.append(f"Volume {spec.volume_id} could not be exported: {problem.message}")
         nobodys = set(self.exports()) - specs.keys() - set(keep)
         return told + strays.removed(nobodys, lambda each: self.unexport(each, {}))
 
-    def _ensure(self, spec: ExportSpec) -> bool:
-        """See that an export is as wanted; whether it was not."""
+    def ensure(self, spec: ExportSpec) -> bool:
+        """Let the driver see to the export, and mend who is let in; whether that was wrong."""
         note = self._note(spec.volume_id)
         if note is None:
             return False

@@ -28,10 +28,12 @@ class SimTargetOptions:
     sim_target_faults: str = option("[]", "JSON list of faults that its calls suffer from.")
 
 
-CALLS = "start stop prepare export unexport resize exports restore connection_info".split()
+CALLS = "start stop prepare export unexport resize exports restore ensure connection_info".split()
 
 
-@strikes(*CALLS, lies={"exports": [], "restore": [], "prepare": ({}, {}), "connection_info": {}})
+@strikes(
+    *CALLS, lies={"exports": [], "restore": [], "ensure": False, "prepare": ({}, {}), "connection_info": {}}
+)
 class SimTarget:
     """A target for tests and demonstrations: nothing is served."""
 
@@ -91,6 +93,13 @@ class SimTarget:
             else:
                 told.append(f"volume {volume_id} is served again")
         return told + strays.removed(there - right.keys() - set(keep), lambda each: self.unexport(each, {}))
+
+    def ensure(self, spec: ExportSpec) -> bool:
+        """Write the export's file where there is none."""
+        missing = spec.volume_id not in self.exports()
+        if missing:
+            self.export(spec)
+        return missing
 
     def connection_info(
         self,
