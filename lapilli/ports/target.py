@@ -36,11 +36,15 @@ class ExportSpec(msgspec.Struct, frozen=True):
         try:
             return self.data[name]
         except KeyError:
-            raise StorageError(
-                f"Volume {self.volume_id} was exported by a target of another kind: detach it, and attach it "
-                "again.",
-                retry=False,
-            ) from None
+            raise self.of_another_kind() from None
+
+    def of_another_kind(self) -> StorageError:
+        """What a target says of an export that one of another kind has made."""
+        return StorageError(
+            f"Volume {self.volume_id} was exported by a target of another kind: detach it, and attach it "
+            "again.",
+            retry=False,
+        )
 
 
 class Target(Protocol):

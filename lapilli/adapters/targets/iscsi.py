@@ -30,6 +30,18 @@ def account(volume_id: str) -> dict[str, str]:
     return {"username": user, "password": secrets.token_urlsafe(12)}
 
 
+def name(spec: ExportSpec, lun: int) -> str:
+    """Name of the export's target, for a kind of target that serves volumes as this unit.
+
+    Raises `StorageError` where another kind has made the export: the names are the same, but initiators were
+    told another unit, and would find none there.
+    """
+    if spec.chosen("lun") != lun:
+        raise spec.of_another_kind()
+    found: str = spec.chosen("iqn")
+    return found
+
+
 def initiators(spec: ExportSpec) -> set[str]:
     """Names of the initiators that hold the export."""
     return {each["initiator"] for each in spec.connectors if is_initiator(each.get("initiator"))}
@@ -40,26 +52,29 @@ def is_initiator(name: object) -> bool:
     return isinstance(name, str) and _INITIATOR.fullmatch(name) is not None
 
 
-def connection_info(spec: ExportSpec, connector: dict[str, Any], access_mode: str) -> dict[str, Any]:
+def connection_info(
+    spec: ExportSpec, connector: dict[str, Any], access_mode: str, lun: int
+) -> dict[str, Any]:
     """The iSCSI form of os-brick; the CHAP secret is part of it. Raises `InvalidInput`.
 
     With several portals each is named, for multipath; an initiator without it takes the first that answers.
     """
     if not connector.get("initiator"):
         raise InvalidInput("The connector lacks 'initiator', which iSCSI needs.")
+    iqn = name(spec, lun)
     ways = spec.data.get("portals", [spec.chosen("portal")])
     several = {
         "target_portals": ways,
-        "target_iqns": [spec.chosen("iqn")] * len(ways),
-        "target_luns": [spec.chosen("lun")] * len(ways),
+        "target_iqns": [iqn] * len(ways),
+        "target_luns": [lun] * len(ways),
     }
     return {
         "driver_volume_type": "iscsi",
         "data": {
             "target_discovered": False,
             "target_portal": spec.chosen("portal"),
-            "target_iqn": spec.chosen("iqn"),
-            "target_lun": spec.chosen("lun"),
+            "target_iqn": iqn,
+            "target_lun": lun,
             **(several if len(ways) > 1 or connector.get("multipath") else {}),
             "volume_id": spec.volume_id,
             "auth_method": "CHAP",

@@ -91,7 +91,7 @@ class Lio:
     def _complete(self, spec: ExportSpec) -> bool:
         """Bring the export from any state to the wanted one; whether anything was missing."""
         size = _size(spec)
-        path = _target(spec.chosen("iqn"))
+        path = _target(iscsi.name(spec, _LUN))
         group = f"{path}/tpgt_1"
         store, served = self._find_store(spec.volume_id), _linked(f"{group}/lun/lun_{_LUN}")
         right = store if store is not None and _is_right(store, spec) else None
@@ -177,7 +177,7 @@ class Lio:
         self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str
     ) -> dict[str, Any]:
         """The iSCSI form of os-brick; the CHAP secret is part of it."""
-        told = iscsi.connection_info(spec, connector, access_mode)
+        told = iscsi.connection_info(spec, connector, access_mode, _LUN)
         if not iscsi.is_initiator(connector["initiator"]):
             raise InvalidInput("The connector's 'initiator' is not the name of an iSCSI initiator.")
         return told
@@ -285,7 +285,7 @@ def _make_group(path: str, store: str, spec: ExportSpec) -> bool:
     """See that the target has the volume as its unit, and its portals; whether it had not."""
     rtslib = _rtslib()
     changed = not os.path.isdir(path)
-    group = rtslib.TPG(rtslib.Target(rtslib.FabricModule("iscsi"), spec.chosen("iqn")), 1)
+    group = rtslib.TPG(rtslib.Target(rtslib.FabricModule("iscsi"), iscsi.name(spec, _LUN)), 1)
     for name, value in _ATTRIBUTES.items():
         changed |= configfs.settle(f"{path}/attrib/{name}", value)
     unit = f"{path}/lun/lun_{_LUN}"

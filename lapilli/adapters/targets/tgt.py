@@ -248,11 +248,11 @@ class Tgt:
 
     def export(self, spec: ExportSpec) -> None:
         """Serve the volume; every part that already is as wanted is left alone."""
-        path = _path(spec)
+        iqn, path = iscsi.name(spec, _LUN), _path(spec)
         while True:
-            found = self._wire.find(spec.chosen("iqn"))
+            found = self._wire.find(iqn)
             if found is None:
-                found = self._new_target(spec.chosen("iqn"))
+                found = self._new_target(iqn)
             try:
                 self._complete(found, spec, path)
                 return
@@ -442,7 +442,7 @@ class Tgt:
         self, spec: ExportSpec, connector: dict[str, Any], *, access_mode: str
     ) -> dict[str, Any]:
         """The iSCSI form of os-brick; the CHAP secret is part of it."""
-        return iscsi.connection_info(spec, connector, access_mode)
+        return iscsi.connection_info(spec, connector, access_mode, _LUN)
 
     def _iqn(self, volume_id: str) -> str:
         return f"{self._options.target_prefix}volume-{volume_id}"

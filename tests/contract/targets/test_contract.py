@@ -219,13 +219,22 @@ def test_an_export_that_another_kind_of_target_has_made_is_told(
     harness: Harness, target: Target, exportable: Exportable
 ) -> None:
     good = exportable(target)
-    foreign = msgspec.structs.replace(exportable(target), data={"another": "kind"})
-    assert len(target.restore([foreign, good])) == 2
+    foreign = [msgspec.structs.replace(exportable(target), data={"another": "kind"})]
+    if "lun" in good.data:
+        # tgt and lio name a volume's target alike, but its unit has another number: hosts would find none
+        other = exportable(target)
+        data = {**other.data, "lun": 1 - other.data["lun"]}
+        foreign.append(msgspec.structs.replace(other, data=data))
+    assert len(target.restore([*foreign, good])) == len(foreign) + 1
+    assert list(target.exports()) == [good.volume_id]
     assert works(harness, info_of(harness, target, good))
-    with pytest.raises(StorageError, match="another kind"):
-        target.export(foreign)
-    with pytest.raises(StorageError, match="another kind"):
-        info_of(harness, target, foreign)
+    for each in foreign:
+        with pytest.raises(StorageError, match="another kind"):
+            target.export(each)
+        with pytest.raises(StorageError, match="another kind"):
+            info_of(harness, target, each)
+        target.unexport(each.volume_id, each.data)  # it can be detached
+    assert list(target.exports()) == [good.volume_id]
 
 
 def test_back_ends_of_one_host_leave_each_other_alone(
