@@ -524,6 +524,7 @@ def _make_backend(config: Config, service: ServiceOptions, name: str) -> Backend
         name=name,
         host=f"{options.backend_host or service.cluster or host_of(config)}@{name}",
         cluster=f"{cluster}@{name}" if cluster else None,
+        shared=bool(options.backend_host or cluster),
         availability_zone=options.backend_availability_zone or service.storage_availability_zone,
         driver=driver,
         target=target,

@@ -30,6 +30,7 @@ class Backend:
     driver: Driver
     target: Target
     cluster: str | None = None  # its own name, where several hosts serve it as a cluster
+    shared: bool = False  # several hosts serve it, or may: it is named after none of them
     extra: Mapping[str, Any] = field(default_factory=dict)  # capabilities that the configuration adds
     functions: Mapping[str, str] = field(default_factory=dict)  # as above, where the driver reports none
     images: ImageCacheOptions = field(default_factory=ImageCacheOptions)

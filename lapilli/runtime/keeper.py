@@ -210,7 +210,7 @@ class Keeper:
 
     def _restore_exports(self) -> None:
         target, (wanted, unclear) = self.backend.target, self._wanted()
-        if self.backend.cluster is not None and isinstance(target, Shareable):
+        if self.backend.shared and isinstance(target, Shareable):
             # other hosts attach and detach meanwhile: strays are left to the watch, which looks twice
             for volume_id in wanted:
                 self._ensure(target, volume_id)

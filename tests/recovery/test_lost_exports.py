@@ -102,10 +102,12 @@ def test_the_service_starts_beside_exports_that_cannot_be_mended(
     several.is_well()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Several]:
-    """A back end that several hosts serve together."""
-    made = Several(tmp_path, cluster="east")
+@pytest.fixture(params=["cluster", "backend_host"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Several]:
+    """A back end that several hosts serve together, by either option."""
+    made = Several(tmp_path)
+    section = "DEFAULT" if request.param == "cluster" else "sim"
+    made.service.config[section][request.param] = "east"
     yield made
     made.end()
 
