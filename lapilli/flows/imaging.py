@@ -34,7 +34,7 @@ def write_image(work: Work, ref: VolumeRef, image_id: str, *, over: bool = False
     if kept is None or not _cloned(work, ref, kept, over=over):
         with (
             _fetched(work, ref, image) as (content, _),
-            driver.staging(ref, str(work.operation.claim), over=over) as staged,
+            driver.staging(ref, str(work.operation.claim), over=over, progress=work.progress) as staged,
         ):
             work.core.converter.to_raw(content.path, image.disk_format, staged, work.progress)
             content.whole()
@@ -51,7 +51,7 @@ def write_encrypted(work: Work, ref: VolumeRef, volume: Volume, image_id: str, *
     with _fetched(work, ref, image) as (content, _):
         if encryption.is_sealed(image):
             encryption.check_layout(work, volume, image, content.path)
-        with driver.staging(ref, str(work.operation.claim), over=over) as staged:
+        with driver.staging(ref, str(work.operation.claim), over=over, progress=work.progress) as staged:
             if encryption.is_sealed(image):
                 work.core.converter.to_raw(content.path, image.disk_format, staged, work.progress)
             else:
@@ -95,7 +95,7 @@ def _cloned_directly(work: Work, ref: VolumeRef, image: Image, *, over: bool) ->
         return False
     _refuse_larger(image.id, image.size, ref)
     work.check()  # a worker that was stopped, and goes on, must not replace what others have written since
-    return driver.clone_image(ref, own, over=over)
+    return driver.clone_image(ref, own, over=over, progress=work.progress)
 
 
 def _refuse_larger(image_id: str, virtual_bytes: int, ref: VolumeRef) -> None:

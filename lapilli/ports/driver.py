@@ -18,6 +18,10 @@ GIB = 1 << 30
 Progress = Callable[[int, int], None]  # (bytes done, bytes total); cheap to call often
 
 
+def unheard(_done: int, _total: int) -> None:
+    """Progress that nobody wants to know."""
+
+
 class VolumeRef(msgspec.Struct, frozen=True):
     """What a driver needs to know of a volume: its id, its size in GiB and the pool it is placed in.
 
@@ -91,7 +95,7 @@ class Driver(Protocol):
         """Make an empty volume that reads as zeros."""
 
     def staging(
-        self, volume: VolumeRef, token: str, *, over: bool = False
+        self, volume: VolumeRef, token: str, *, over: bool = False, progress: Progress = unheard
     ) -> AbstractContextManager[BlockAddress]:
         """An empty volume that nobody else sees, to be filled in the context.
 
@@ -99,6 +103,7 @@ class Driver(Protocol):
         worker made it, and somebody may have written to it; with `over` it is replaced, all at once: nobody
         has it open. `token` tells the workers apart. What others
         have staged for the volume goes; so does what was staged here, when the context ends with an error.
+        `progress` is told of what takes time at the end of the context.
         """
 
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
@@ -160,13 +165,16 @@ class Replacing(Protocol):
 class ImageCloning(Protocol):
     """Optional: make a volume of an image where the image service keeps it, without moving its bytes."""
 
-    def clone_image(self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False) -> bool:
+    def clone_image(
+        self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False, progress: Progress = unheard
+    ) -> bool:
         """Clone the first of `locations` that can be cloned, grown to `volume.length`; False when none can.
 
         Only locations of raw images are given (`rbd://FSID/POOL/IMAGE/SNAPSHOT`), as the image service tells
         them; a tenant may have had a say in them, and none may lead to another's volume. A volume that is
-        there is kept, or with `over` replaced, all at once; nobody has it open then. Raises
-        `ImageUnacceptable` when the image is larger than the volume.
+        there is kept, or with `over` replaced, all at once; nobody has it open then. `progress` is told the
+        whole length before anything is replaced; what it raises stops the call. Raises `ImageUnacceptable`
+        when the image is larger than the volume.
         """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 import uuid
@@ -23,6 +24,7 @@ from tests.ceph.volumes import (
     facts,
     held,
     made,
+    put,
     quiet,
     read,
     taken,
@@ -209,6 +211,58 @@ def test_a_volume_is_given_the_content_of_an_image_anew(ceph: Cluster, make: Mak
     driver.delete_snapshot(frozen)
     driver.delete(one)
     assert held(ceph) == ([], [])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_who_has_lost_a_volume_meanwhile_does_not_replace_it(
+    ceph: Cluster, make: Make, image: str, frozen: bool
+) -> None:
+    driver = make()
+    one = made(driver, b"before")
+    snapshots = [taken(driver, one)] if frozen else []
+
+    def lost(_done: int, _total: int) -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        driver.clone_image(one, [image], over=True, progress=lost)
+    with pytest.raises(TimeoutError), driver.staging(one, "1", over=True, progress=lost) as staged:
+        put(staged, b"others")
+    assert read(driver, one, 6) == b"before"
+    for each in snapshots:
+        driver.delete_snapshot(each)
+    driver.delete(one)
+    assert held(ceph) == ([], [])
+
+
+def test_writing_over_a_volume_with_snapshots_is_told(ceph: Cluster, make: Make) -> None:
+    driver = make()
+    one = made(driver, b"before")
+    frozen, told = taken(driver, one), []
+    with driver.staging(one, "1", over=True, progress=lambda *each: told.append(each)) as staged:
+        put(staged, b"x" * MIB)
+    assert read(driver, one, MIB) == b"x" * MIB
+    assert len(set(told)) > 2
+    driver.revert(one, frozen, quiet)
+    assert read(driver, one, 6) == b"before"
+
+
+def test_a_client_that_was_shut_out_comes_back(ceph: Cluster, make: Make) -> None:
+    driver = make(rbd_client="library")
+    one = made(driver, b"kept")
+    address = re.search(r"[\d.]+:\d+/\d+", driver._access._connected().get_addrs())  # type: ignore[attr-defined]
+    assert address
+    ceph.ceph("osd", "blocklist", "add", address[0], "60")
+
+    def go_on() -> None:
+        for _ in range(100):  # until the map with it has come
+            driver.extend(one, 2)
+            time.sleep(0.1)
+
+    with pytest.raises(StorageError, match="shut this client out"):
+        go_on()
+    driver.extend(one, 3)
+    assert driver.size_of(one) == 3 * GIB
 
 
 def test_what_is_no_image_of_this_cluster_is_not_cloned(ceph: Cluster, make: Make, image: str) -> None:

@@ -14,7 +14,7 @@ from lapilli.adapters.cinder_bridge import CONTEXT, Answer, CinderOptions, Note
 from lapilli.adapters.drivers.cinder_managing import CinderManaging
 from lapilli.adapters.drivers.cinder_objects import NOBODY, Gone, gib
 from lapilli.errors import StorageError, Unsupported
-from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef, unheard
 
 __all__ = ["CinderDriver", "CinderOptions"]
 
@@ -61,8 +61,11 @@ class CinderDriver(CinderManaging):
         self._make(volume, lambda told: self._bridge.call("create_volume", told))
 
     @contextlib.contextmanager
-    def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:  # noqa: ARG002 - an id tells workers apart
+    def staging(
+        self, volume: VolumeRef, token: str, *, over: bool = False, progress: Progress = unheard
+    ) -> Iterator[BlockAddress]:
         """A volume under another id, which then is the volume's."""
+        del token, progress  # an id tells workers apart
         if not self._reached():
             raise Unsupported(
                 f"The service has no way of its own to the bytes of back end {self._pool}: it cannot write "

@@ -22,7 +22,16 @@ from dataclasses import dataclass
 
 from lapilli.config import option
 from lapilli.errors import Busy, StorageError
-from lapilli.ports.driver import GIB, BlockAddress, Existing, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import (
+    GIB,
+    BlockAddress,
+    Existing,
+    PoolStats,
+    Progress,
+    SnapshotRef,
+    VolumeRef,
+    unheard,
+)
 
 _FICLONE = 0x40049409
 _PIECE = 4 << 20
@@ -156,8 +165,11 @@ class FilePool:
             os.ftruncate(made, volume.size * GIB + volume.overhead)
 
     @contextlib.contextmanager
-    def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:
+    def staging(
+        self, volume: VolumeRef, token: str, *, over: bool = False, progress: Progress = unheard
+    ) -> Iterator[BlockAddress]:
         """A file of `volume.size` GiB in a directory of the volume's own."""
+        del progress  # it is there by a rename
         directory = self._staging(volume.id)
         path = os.path.join(directory, f"{token}.raw")
         deed = f"create volume {volume.id}"
@@ -435,10 +447,6 @@ class _Missing(StorageError):
     """The file to copy from is not there."""
 
     retry = False
-
-
-def _no_progress(_done: int, _total: int) -> None:
-    pass
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from lapilli.adapters import command, qemu
+from lapilli.adapters import qemu_img
 from lapilli.adapters.ceph import names
 from lapilli.adapters.ceph.access import Access, At, Exists, Missing, Parent, Refused, Room, Unfit
 from lapilli.adapters.ceph.clients import CephOptions, login, make_access
@@ -23,12 +23,11 @@ from lapilli.adapters.ceph.lineage import Lineage
 from lapilli.adapters.drivers.rbd_existing import ExistingImages
 from lapilli.config import option
 from lapilli.errors import Busy, ConfigError, ImageUnacceptable, StorageError
-from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef, unheard
 
 _log = logging.getLogger("lapilli.rbd")
 _VERSION = "1.0"
 _MIB = 1 << 20
-_HOURS = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -144,13 +143,15 @@ class Rbd(ExistingImages):
                 self._access.make(image, volume.length, self._order)
 
     @contextlib.contextmanager
-    def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:
+    def staging(
+        self, volume: VolumeRef, token: str, *, over: bool = False, progress: Progress = unheard
+    ) -> Iterator[BlockAddress]:
         """An image of another name."""
         self._put_back(volume.id)
         self._drop_staged(volume.id)
         part = At(self._pool_name, names.staged(volume.id, token))
         self._access.make(part, volume.length, self._order)
-        with self._publishing(part, volume, over=over):
+        with self._publishing(part, volume, progress, over=over):
             yield self._address(part.name)
 
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
@@ -203,8 +204,11 @@ class Rbd(ExistingImages):
         origin = names.clone(volume_id)
         for name in present:
             image = At(self._pool_name, name)
-            if names.volume_id(name) is not None and self._snapshot_size(image, origin) is not None:
-                self._lineage.drop_snapshot(image, origin)
+            try:
+                if names.volume_id(name) is not None and self._snapshot_size(image, origin) is not None:
+                    self._lineage.drop_snapshot(image, origin)
+            except StorageError as problem:  # one that cannot be opened keeps no other from being removed
+                _log.warning("%s could not be looked at: %s", name, problem.message)
 
     def extend(self, volume: VolumeRef, new_size: int) -> None:
         """Resize the image, whoever has it open."""
@@ -271,13 +275,15 @@ class Rbd(ExistingImages):
 
     # -- images of the image service ----------------------------------------------------------------------
 
-    def clone_image(self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False) -> bool:
+    def clone_image(
+        self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False, progress: Progress = unheard
+    ) -> bool:
         """Of an image of this cluster, in another pool than the volumes."""
         if not over and self._access.facts(self._image(volume.id)) is not None:
             return True
-        return any(self._clone_location(volume, each, over=over) for each in locations)
+        return any(self._clone_location(volume, each, progress, over=over) for each in locations)
 
-    def _clone_location(self, volume: VolumeRef, location: str, *, over: bool) -> bool:
+    def _clone_location(self, volume: VolumeRef, location: str, progress: Progress, *, over: bool) -> bool:
         scheme, _, path = location.partition("://")
         parts = [unquote(each) for each in path.split("/")]
         if scheme != "rbd" or len(parts) != 4 or not all(map(names.is_plain, parts)):
@@ -297,7 +303,7 @@ class Rbd(ExistingImages):
                 )
             self._put_back(volume.id)
             self._drop_staged(volume.id)
-            self._derive(volume, parent, length, "image", _unheard, over=over)
+            self._derive(volume, parent, length, "image", progress, over=over)
         except (Missing, Unfit, Refused) as problem:
             _log.warning("the image %s/%s cannot be cloned: %s", pool, name, problem)
             return False
@@ -320,7 +326,7 @@ class Rbd(ExistingImages):
         """Make the volume a clone of a snapshot of `length` bytes; `passing`: it was taken only for that."""
         self._refuse_larger(length, volume, what)
         part = At(self._pool_name, names.staged(volume.id))
-        with self._publishing(part, volume, over=over):
+        with self._publishing(part, volume, progress, over=over):
             self._lineage.clone(parent.image, parent.snapshot, part)
             if length < volume.length:
                 self._access.grow(part, volume.length)
@@ -331,20 +337,22 @@ class Rbd(ExistingImages):
         progress(length, length)
 
     @contextlib.contextmanager
-    def _publishing(self, part: At, volume: VolumeRef, *, over: bool) -> Iterator[None]:
+    def _publishing(self, part: At, volume: VolumeRef, progress: Progress, *, over: bool) -> Iterator[None]:
         """Let an image become the volume when the context ends well; what does not become it goes."""
         try:
             yield
-            self._publish(part, volume, over=over)
+            self._publish(part, volume, progress, over=over)
         except BaseException:
             with contextlib.suppress(StorageError):
                 self._lineage.remove(part, volume.id)
             raise
 
-    def _publish(self, part: At, volume: VolumeRef, *, over: bool) -> None:
+    def _publish(self, part: At, volume: VolumeRef, progress: Progress, *, over: bool) -> None:
         image = self._image(volume.id)
+        if over:
+            progress(volume.length, volume.length)  # who has lost the volume meanwhile must not touch it
         if over and self._has_snapshots(image):  # they would go with it: write its content anew instead
-            self._copy(part, image)
+            self._copy(part, image, volume.length, progress)
             return self._lineage.remove(part, volume.id)
         if over:
             self._move_aside(volume.id)
@@ -365,10 +373,8 @@ class Rbd(ExistingImages):
             return any(each.own and not names.is_for_clones(each.name) for each in self._access.snaps(image))
         return False
 
-    def _copy(self, part: At, image: At) -> None:
-        source, target = (qemu.image_options(self._address(each.name)) for each in (part, image))
-        words = ["qemu-img", "convert", "-n", "--image-opts", "--target-image-opts", source, target]
-        command.run(words, timeout=_HOURS)
+    def _copy(self, part: At, image: At, length: int, progress: Progress) -> None:
+        qemu_img.copy_volume(self._address(part.name), self._address(image.name), length, progress)
 
     def _move_aside(self, volume_id: str) -> None:
         aside = names.replaced(volume_id)
@@ -405,7 +411,3 @@ class Rbd(ExistingImages):
 
     def _address(self, name: str) -> BlockAddress:
         return BlockAddress(kind="rbd", location=f"{self._pool_name}/{name}", options=self._reach)
-
-
-def _unheard(_done: int, _total: int) -> None:
-    pass

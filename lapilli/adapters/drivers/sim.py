@@ -17,7 +17,7 @@ from lapilli.adapters.drivers.filepool import FilePool, FilePoolOptions
 from lapilli.adapters.faults import Faults, strikes
 from lapilli.config import option
 from lapilli.errors import ImageUnacceptable
-from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef, unheard
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _all_free(driver: Sim) -> Sequence[PoolStats]:
 
 
 @contextmanager
-def _never_published(driver: Sim, volume: VolumeRef, token: str, **_how: bool) -> Iterator[BlockAddress]:
+def _never_published(driver: Sim, volume: VolumeRef, token: str, **_how: object) -> Iterator[BlockAddress]:
     other = VolumeRef(f"{volume.id}-lie", volume.size, volume.pool)
     with FilePool.staging(driver, other, token) as staged:
         yield staged
@@ -99,25 +99,24 @@ class Sim(FilePool):
         """As of the file pool, but of volumes in use too: nothing precious is on a simulator."""
         super().create_snapshot(snapshot, in_use=in_use and self.reflink, progress=progress)
 
-    def clone_image(self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False) -> bool:
+    def clone_image(
+        self, volume: VolumeRef, locations: Sequence[str], *, over: bool = False, progress: Progress = unheard
+    ) -> bool:
         """Of `sim://NAME`: the file NAME.raw in the simulator's own folder `images`."""
         names = [each.removeprefix("sim://") for each in locations if each.startswith("sim://")]
         paths = [os.path.join(self._root, "images", f"{os.path.basename(each)}.raw") for each in names]
         for path in filter(os.path.exists, paths):
             if os.path.getsize(path) > volume.length:
                 raise ImageUnacceptable(f"The image is larger than {volume.size} GiB.", detail="007")
-            (self._copy_over if over else self._copy_image)(volume, path)
+            (self._copy_over if over else self._copy_image)(volume, path, progress)
             return True
         return False
 
-    def _copy_image(self, volume: VolumeRef, path: str) -> None:
-        self._copy_volume(volume, path, "image", _unheard)
+    def _copy_image(self, volume: VolumeRef, path: str, progress: Progress) -> None:
+        self._copy_volume(volume, path, "image", progress)
 
-    def _copy_over(self, volume: VolumeRef, path: str) -> None:
+    def _copy_over(self, volume: VolumeRef, path: str, progress: Progress) -> None:
         with self.staging(volume, "image", over=True) as staged:
             shutil.copyfile(path, staged.location)
             os.truncate(staged.location, volume.length)
-
-
-def _unheard(_done: int, _total: int) -> None:
-    pass
+            progress(volume.length, volume.length)
