@@ -7,6 +7,7 @@ same version finds them too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import sys
@@ -67,7 +68,8 @@ class Library:
         self._login, self._rados, self._rbd = login, rados, rbd
         self._cluster: Any = None
         self._contexts: dict[str, Any] = {}
-        self._guard = threading.Lock()
+        self._shut_out: list[Any] = []
+        self._guard = threading.RLock()
         self._images = rbd.RBD()
 
     # -- the cluster ------------------------------------------------------------------------------------
@@ -106,10 +108,21 @@ class Library:
 
     @contextlib.contextmanager
     def _told(self, deed: str) -> Iterator[None]:
+        former = self._cluster
         try:
             yield
         except (self._rbd.Error, self._rados.Error) as problem:
-            raise failure(abs(getattr(problem, "errno", 0) or 0), deed) from problem
+            number = abs(getattr(problem, "errno", 0) or 0)
+            if number == errno.ESHUTDOWN:
+                self._connect_anew(former)
+            raise failure(number, deed) from problem
+
+    def _connect_anew(self, former: Any) -> None:
+        """At the next call. Ceph shuts a client out whose lock another one broke, while it was stopped."""
+        with self._guard:
+            if former is not None and former is self._cluster:
+                self._shut_out.append(former)  # not closed: other threads may be in the middle of a call
+                self._cluster, self._contexts = None, {}
 
     @contextlib.contextmanager
     def _opened(self, image: At, deed: str, *, read_only: bool = False) -> Iterator[Any]:
