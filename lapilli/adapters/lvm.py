@@ -46,6 +46,12 @@ class Full(StorageError):
     """There is no room for it."""
 
 
+class LargeEnough(StorageError):
+    """It cannot grow to this size, since it has it already, or all that LVM gives to a snapshot."""
+
+    retry = False
+
+
 class CutOff(StorageError):
     """A thin pool is in the middle of a change, and LVM cannot end that while the pool is used."""
 
@@ -66,6 +72,7 @@ _COMPLAINTS: tuple[tuple[str, type[StorageError], str], ...] = (
         "the pool must be repaired by hand, see lvmthin(7)",
     ),
     (r"[Ii]nsufficient (free|suitable)", Full, "the volume group has no space left"),
+    (r"not larger than existing size|matches existing size", LargeEnough, "it is that large already"),
     (
         r"contains a filesystem in use| in use|is used by another|[Dd]evice or resource busy",
         Busy,
@@ -79,6 +86,7 @@ class Logical(msgspec.Struct, frozen=True):
 
     name: str
     size: int  # that can be read
+    room: int  # that it takes in the group, of a thick one
     origin: str
     pool: str  # the thin pool that it is in
     is_pool: bool
@@ -216,6 +224,7 @@ def _logical(row: dict[str, str]) -> Logical:
     return Logical(
         name=row["lv_name"].strip("[]"),
         size=int(size),
+        room=int(row["lv_size"]),
         origin=row["origin"].strip("[]"),
         pool=row["pool_lv"].strip("[]"),
         is_pool="pool" in layout,

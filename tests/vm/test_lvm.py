@@ -230,6 +230,74 @@ def test_a_thick_snapshot_that_is_read_is_not_deleted(group: str) -> None:
     assert groups.names(group) == []
 
 
+def test_a_snapshot_with_little_room_outlives_a_revert(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    one = volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    lvm("lvcreate", "--yes", "--snapshot", "--size", "64M", "--name", "little", f"{group}/volume-{one.id}")
+    frozen = snapshot_of(one)
+    driver.adopt_snapshot(frozen, {"source-name": "little"})
+    backends.write(driver.address(one), b"more")
+    for _ in range(2):  # the second time it has all the room that it can use
+        driver.revert(one, frozen, quiet)
+        assert backends.read(driver.address(one), 4) == b"kept"
+    backends.write(driver.address(one), b"more")
+    lvm("lvcreate", "--yes", "--extents", "100%FREE", "--name", "rest", group)
+    driver.revert(one, frozen, quiet)
+    assert backends.read(driver.address(one), 4) == b"kept"
+
+
+def test_a_revert_for_which_the_group_has_no_room_changes_nothing(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    one = volume()
+    driver.create(one)
+    lvm("lvcreate", "--yes", "--snapshot", "--size", "64M", "--name", "little", f"{group}/volume-{one.id}")
+    frozen = snapshot_of(one)
+    driver.adopt_snapshot(frozen, {"source-name": "little"})
+    backends.write(driver.address(one), b"more")
+    lvm("lvcreate", "--yes", "--extents", "100%FREE", "--name", "rest", group)
+    with pytest.raises(StorageError, match="no space left"):
+        driver.revert(one, frozen, quiet)
+    assert backends.read(driver.address(one), 4) == b"more"
+    assert driver.size_of_snapshot(frozen) == GIB
+
+
+def test_a_volume_stays_whole_while_something_of_it_cannot_be_removed(group: str) -> None:
+    driver = made(group)
+    one = volume()
+    driver.create(one)
+    backends.write(driver.address(one), b"kept")
+    left = f"_gone-{one.id}-12345678"
+    lvm("lvcreate", "--yes", "--virtualsize", "1G", "--thinpool", f"{group}-pool", "--name", left, group)
+    with open(f"/dev/{group}/{left}", "rb"), pytest.raises(Busy, match="in use"):
+        driver.delete(one)
+    assert backends.read(driver.address(one), 4) == b"kept"
+    driver.delete(one)
+    assert groups.names(group) == [f"{group}-pool"]
+
+
+def test_what_slept_when_it_was_taken_over_is_awake(group: str) -> None:
+    driver = made(group, lvm_type="default")
+    lvm("lvcreate", "--yes", "--size", "1500M", "--name", "asleep", group)
+    lvm("lvchange", "--activate", "n", f"{group}/asleep")
+    one = volume(2)
+    driver.adopt(one, {"source-name": "asleep"})
+    backends.write(driver.address(one), b"kept", at=2 * GIB - MIB)
+    assert backends.read(driver.address(one), 4, at=2 * GIB - MIB) == b"kept"
+
+
+def test_clearing_is_told_as_progress(group: str) -> None:
+    driver = made(group, lvm_type="default", volume_clear_bps_limit=256 * MIB)
+    one, copy = volume(), volume()
+    driver.create(one)
+    told: list[int] = []
+    driver.clone(copy, one, lambda done, _total: told.append(done), in_use=True)
+    cleared = told[told.index(GIB) + 1 :]
+    assert len(cleared) >= 3, "what the passing snapshot kept is cleared piece by piece"
+    assert cleared[-1] > GIB, "and whole: it had room for all of the volume"
+
+
 def test_what_a_thick_snapshot_kept_is_cleared_too(group: str) -> None:
     driver = made(group, lvm_type="default")
     one = volume()

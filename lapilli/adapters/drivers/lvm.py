@@ -6,8 +6,9 @@ depend on nothing. A thick snapshot copies on write and depends on its origin; a
 under a name of its own and renamed when it is whole.
 
 Names: `volume-ID` and `_snapshot-ID` (LVM takes no name that begins with `snapshot`); while work is under way
-`_part-ID`, `_staged-ID-TOKEN`, `_temp-ID` (a snapshot to copy from), `_old-ID` (what is being replaced), and
-`_gone-ID...` (removed for the service, but not cleared yet).
+`_part-ID-TOKEN`, `_staged-ID-TOKEN`, `_temp-ID-TOKEN` (a snapshot to copy from), `_old-ID` (what is being
+replaced), and `_gone-ID-TOKEN` (removed for the service, but not cleared yet). A token is of one call: a
+worker that was stopped, and goes on, does not meet what the one after it has made.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ import msgspec
 from lapilli.adapters import qemu_img
 from lapilli.adapters.drivers.lvm_clearing import Clearing, Manner
 from lapilli.adapters.drivers.lvm_existing import Existings
-from lapilli.adapters.lvm import Exists, Group, Logical, Missing
+from lapilli.adapters.lvm import Exists, Group, LargeEnough, Logical, Missing
 from lapilli.adapters.privileged import Privileged
 from lapilli.config import option
 from lapilli.errors import Busy, ConfigError, StorageError
-from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef
+from lapilli.ports.driver import GIB, BlockAddress, PoolStats, Progress, SnapshotRef, VolumeRef, unheard
 
 _VERSION = "1.0"
 _MIB = 1 << 20
@@ -225,7 +226,9 @@ class Lvm(Existings):
         return True
 
     @contextlib.contextmanager
-    def staging(self, volume: VolumeRef, token: str, *, over: bool = False) -> Iterator[BlockAddress]:
+    def staging(
+        self, volume: VolumeRef, token: str, *, over: bool = False, progress: Progress = unheard
+    ) -> Iterator[BlockAddress]:
         """A logical volume of another name, renamed when it is whole."""
         name = f"_staged-{volume.id}-{re.sub('[^A-Za-z0-9]', '', token)[:24]}"
         deed = f"create volume {volume.id}"
@@ -237,11 +240,13 @@ class Lvm(Existings):
         self._make(name, volume.length, deed)
         try:
             yield BlockAddress(kind="block", location=self._group.path(name))
-            self._publish(name, volume.id, deed, over=over)
+            self._publish(name, volume.id, deed, progress, over=over)
         finally:
             self._discard(self._family(volume.id), name)
 
-    def _publish(self, name: str, volume_id: str, deed: str, *, over: bool) -> None:
+    def _publish(
+        self, name: str, volume_id: str, deed: str, progress: Progress = unheard, *, over: bool
+    ) -> None:
         """Give what is whole the volume's name; one that is there is kept, or with `over` goes."""
         old = f"_old-{volume_id}"
         if over:
@@ -258,7 +263,7 @@ class Lvm(Existings):
             if over:  # another worker has put the old one back
                 raise Busy(f"Could not {deed}: somebody else works on it.") from None
         if over:
-            self._discard(self._family(volume_id), old)
+            self._discard(self._family(volume_id), old, progress=progress)
 
     def create_from_snapshot(self, volume: VolumeRef, snapshot: SnapshotRef, progress: Progress) -> None:
         """A thin snapshot of the snapshot, or a copy of a thick one."""
@@ -279,13 +284,15 @@ class Lvm(Existings):
         self._discard(family, *(each for each in family if each != _volume(volume.id)))
         if _volume(volume.id) in family:
             return
-        temporary = f"_temp-{volume.id}"
+        temporary = f"_temp-{volume.id}-{_token()}"
         # of a volume that nobody has, little is written anew before somebody has it
         self._freeze(temporary, found, deed, room=found.size if in_use else found.size // 10)
         try:
             self._copy(volume, msgspec.structs.replace(found, name=temporary), progress)
-        finally:
+        except BaseException:
             self._discard(self._family(volume.id), temporary)
+            raise
+        self._discard(self._family(volume.id), temporary, progress=progress)
 
     def _source(self, name: str, what: str, volume: VolumeRef) -> Logical:
         found = self._group.find(name)
@@ -328,12 +335,12 @@ class Lvm(Existings):
         if old is not None:
             _refuse_origin(old, "replace", volume.id)
         part = self._make_part(volume, found, progress, deed)
-        self._publish(part, volume.id, deed, over=True)
+        self._publish(part, volume.id, deed, progress, over=True)
 
     def _make_part(self, volume: VolumeRef, source: Logical, progress: Progress, deed: str) -> str:
         """The source's content under a passing name, which is returned."""
-        part = f"_part-{volume.id}"
-        self._discard(self._family(volume.id), part)
+        part, family = f"_part-{volume.id}-{_token()}", self._family(volume.id)
+        self._discard(family, *(each for each in family if each.startswith("_part-")))
         try:
             if source.thin and self._is_thin:
                 self._share(part, source.name, deed)
@@ -377,17 +384,15 @@ class Lvm(Existings):
     def delete(self, volume: VolumeRef) -> None:
         """Remove it and all that work on it left; thick ones are cleared first, under another name."""
         found = self._family(volume.id)
-        main = found.get(_volume(volume.id))
+        main = found.pop(_volume(volume.id), None)
         if main is not None:
             _refuse_origin(main, "delete", volume.id)
             if self._group.is_open(main):
                 raise Busy(f"Could not delete volume {volume.id}: it is in use.")
-            self._drop(main, volume.id, f"delete volume {volume.id}")
-        others = [each for each in found.values() if each is not main]
-        for each in others:
+        for each in (*found.values(), *([] if main is None else [main])):  # last: what is refused is whole
             self._drop(each, volume.id, f"delete volume {volume.id}")
 
-    def _drop(self, lv: Logical, owner: str, deed: str) -> None:
+    def _drop(self, lv: Logical, owner: str, deed: str, progress: Progress = unheard) -> None:
         """Remove one; it is another name's first where that takes time, and found again by that."""
         if lv.thin:
             self._group.remove(lv.name, deed=deed)
@@ -397,12 +402,12 @@ class Lvm(Existings):
             # what it holds of its origin's former content is in blocks that come back to the group
             self._run("lvconvert", "--yes", "--splitsnapshot", self._group.full_name(name), deed=deed)
         if not name.startswith("_gone-"):
-            name = f"_gone-{owner}-{uuid.uuid4().hex[:8]}"
+            name = f"_gone-{owner}-{_token()}"
             with contextlib.suppress(Missing):
                 self._group.rename(lv.name, name, deed=deed)
                 self._refuse_late_opener(name, lv.name, deed)
         try:
-            self._clearing.clear(name, deed)
+            self._clearing.clear(name, deed, progress)
             self._group.remove(name, deed=deed)
         except Busy as problem:  # what is cleared cannot be used again
             raise StorageError(problem.message) from problem
@@ -414,15 +419,15 @@ class Lvm(Existings):
             self._group.rename(name, former, deed=deed)
             raise Busy(f"Could not {deed}: it is in use.")
 
-    def _discard(self, found: Mapping[str, Logical], *names: str) -> None:
+    def _discard(self, found: Mapping[str, Logical], *names: str, progress: Progress = unheard) -> None:
         """Remove what is not needed; what somebody still has open is left to a later delete."""
         for lv in (found[name] for name in names if name in found):
             owner = _owner(lv.name)
             try:
-                self._drop(lv, owner, f"create volume {owner}")
+                self._drop(lv, owner, f"create volume {owner}", progress)
             except Busy:
                 with contextlib.suppress(StorageError):
-                    gone = f"_gone-{owner}-{uuid.uuid4().hex[:8]}"
+                    gone = f"_gone-{owner}-{_token()}"
                     self._group.rename(lv.name, gone, deed=f"create volume {owner}")
 
     def _family(self, owner: str) -> dict[str, Logical]:
@@ -452,6 +457,7 @@ class Lvm(Existings):
             return
         if not found.has_cows:
             self._extend(name, length, deed)
+            self._wake(found, deed)  # one that was taken over may sleep
             return
         if self._group.is_open(found):
             raise StorageError(
@@ -496,11 +502,14 @@ class Lvm(Existings):
         if source.thin:
             self._share(name, source.name, deed, sleeping=True)
             return
-        # room for all of it to be written anew: one that overflows is lost. LVM takes off what is too much
-        room = source.size if room is None else room
-        size = self._rounded(room + room // 64) + 4 * self._extent
+        size = self._cow_room(source.size if room is None else room)
         words = ["--snapshot", "--size", f"{size}b", "--name", name, self._group.full_name(source.name)]
         self._once(name, "--yes", *words, deed=deed, cow=True)
+
+    def _cow_room(self, written: int) -> int:
+        """What a thick snapshot takes when so many bytes of its volume are written anew: one that overflows
+        is lost. LVM takes off what is more than it can ever need."""
+        return self._rounded(written + written // 64) + 4 * self._extent
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         """Remove it; of a thick one, what it kept is cleared first."""
@@ -528,9 +537,20 @@ class Lvm(Existings):
         if self._group.is_open(main):
             raise Busy(f"Could not {deed}: it is in use.")
         if frozen.thin:
-            self._publish(self._make_part(volume, frozen, progress, deed), volume.id, deed, over=True)
+            part = self._make_part(volume, frozen, progress, deed)
+            self._publish(part, volume.id, deed, progress, over=True)
         else:
+            self._make_cow_room(frozen, deed)
+            progress(main.size, main.size)
             self._copy_bytes(frozen, main.name, progress)
+
+    def _make_cow_room(self, frozen: Logical, deed: str) -> None:
+        """See that a snapshot which somebody else has made with less room holds all that is written now."""
+        wanted = self._cow_room(frozen.size)
+        if frozen.room < wanted:
+            with contextlib.suppress(LargeEnough):
+                size = ["--size", f"{wanted}b"]
+                self._run("lvextend", *size, self._group.full_name(frozen.name), deed=deed)
 
     # -- what is there ----------------------------------------------------------------------------------
 
@@ -569,6 +589,10 @@ def _manner(options: LvmOptions) -> Manner:
     nice = ["ionice", *shlex.split(options.volume_clear_ionice)] if options.volume_clear_ionice else []
     overwrite = options.volume_clear != "none"
     return Manner(overwrite, options.volume_clear_size * _MIB, options.volume_clear_bps_limit, nice)
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _volume(identifier: str) -> str:

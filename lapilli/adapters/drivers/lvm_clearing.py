@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lapilli.adapters.lvm import Group
 from lapilli.adapters.privileged import Privileged
 from lapilli.errors import StorageError
+from lapilli.ports.driver import Progress
 
 _MIB = 1 << 20
 _PIECE = 256 * _MIB
@@ -34,8 +35,11 @@ class Clearing:
         self._root = root
         self._group = group
 
-    def clear(self, name: str, deed: str) -> None:
-        """Overwrite one that nobody has open, as is configured; a missing one is success."""
+    def clear(self, name: str, deed: str, progress: Progress) -> None:
+        """Overwrite one that nobody has open, as is configured; a missing one is success.
+
+        `progress` counts from nothing again, whatever was done before.
+        """
         if not self._manner.overwrite:
             return
         found = self._group.find(name)
@@ -51,6 +55,7 @@ class Clearing:
             began = time.monotonic()
             piece = min(self._piece, length - start)
             self._zero(self._group.path(name), start, piece, deed)
+            progress(start + piece, length)
             if self._manner.rate:
                 time.sleep(max(0.0, piece / self._manner.rate + began - time.monotonic()))
 
