@@ -6,6 +6,7 @@ Operations on one volume never run at once (they share its lane), so holders can
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from lapilli.flows.claims import Work
 from lapilli.flows.definitions import RecordTask, Task, operation
 from lapilli.flows.exports import export_spec, holders
 from lapilli.flows.volume_tasks import complain, load
-from lapilli.ports.target import ExportSpec
+from lapilli.ports.target import ExportSpec, OfAnotherKind
 from lapilli.store import records, tables
 
 CONNECT_ATTACHMENT = transition("attachment", "connect")
@@ -168,7 +169,8 @@ def _withdraw(work: Work, leaving: Collection[str]) -> None:
         if stay and export is not None and volume is not None:
             spec = export_spec(connection, work.storage, volume, export, leaving=leaving)
     if spec is not None:
-        target.export(spec)
+        with suppress(OfAnotherKind):  # nobody can be shut out of what is not served; all are to be let go
+            target.export(spec)
     elif not stay:
         target.unexport(work.resource_id, export.data if export else {})
 

@@ -15,6 +15,17 @@ from lapilli.errors import StorageError
 from lapilli.ports.driver import BlockAddress
 
 
+class OfAnotherKind(StorageError):
+    """A target of another kind has made the export: this one does not serve it, to anybody."""
+
+    retry = False
+
+    def __init__(self, volume_id: str) -> None:
+        super().__init__(
+            f"Volume {volume_id} was exported by a target of another kind: detach it, and attach it again."
+        )
+
+
 class ExportSpec(msgspec.Struct, frozen=True):
     """One export: which volume, where its bytes are, and the CHAP secret (`username`, `password`), if any.
 
@@ -32,19 +43,11 @@ class ExportSpec(msgspec.Struct, frozen=True):
     limits: dict[str, int] = {}
 
     def chosen(self, name: str) -> Any:
-        """What `prepare` chose. Raises `StorageError` where a target of another kind has made the export."""
+        """What `prepare` chose. Raises `OfAnotherKind` where a target of another kind has made the export."""
         try:
             return self.data[name]
         except KeyError:
-            raise self.of_another_kind() from None
-
-    def of_another_kind(self) -> StorageError:
-        """What a target says of an export that one of another kind has made."""
-        return StorageError(
-            f"Volume {self.volume_id} was exported by a target of another kind: detach it, and attach it "
-            "again.",
-            retry=False,
-        )
+            raise OfAnotherKind(self.volume_id) from None
 
 
 class Target(Protocol):

@@ -118,6 +118,28 @@ def test_several_attachments_share_one_server(site: Site) -> None:
     assert list(site.service.state_dir.rglob("daemon.pid")) == []
 
 
+def test_a_shared_volume_is_detached_after_its_back_end_got_another_target(site: Site) -> None:
+    """One holder after the other; until then nobody joins them."""
+    kind = site.type("shared", {"multiattach": "<is> True"})
+    volume = site.api.volume(volume_type=kind)["id"]
+    holders = [site.attach(volume)[0] for _ in range(2)]
+    site.service.stop()
+    site.harness.state = site.service.state_dir
+    site.harness.perish()
+    site.service.config["filepool"] = {"target_helper": "tgt"}
+    site.service.start()
+    connector = {**CONNECTOR, "initiator": "iqn.1994-05.com.redhat:guest"}
+    body = {"attachment": {"volume_uuid": volume, "connector": connector}}
+    refused = site.api.post("/v3/attachments", body)
+    assert "another kind" in refused.text
+    for each in holders:
+        site.detach(each)
+    until(lambda: site.show(volume)["status"] == "available")
+    joined = site.api.post("/v3/attachments", body)
+    assert joined.json()["attachment"]["connection_info"]["driver_volume_type"] == "iscsi"
+    site.detach(joined.json()["attachment"]["id"])
+
+
 def test_limits_follow_type_and_size_under_a_guest(site: Site) -> None:
     slow = site.type("slow", total_bytes_sec_per_gb=str(MIB // 2))
     quick = site.type("quick")

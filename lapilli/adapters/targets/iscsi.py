@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lapilli.errors import InvalidInput
-from lapilli.ports.target import ExportSpec
+from lapilli.ports.target import ExportSpec, OfAnotherKind
 
 _INITIATOR = re.compile(r"(iqn|eui|naa)\.[\w.:-]{1,219}", re.ASCII)
 
@@ -33,11 +33,11 @@ def account(volume_id: str) -> dict[str, str]:
 def name(spec: ExportSpec, lun: int) -> str:
     """Name of the export's target, for a kind of target that serves volumes as this unit.
 
-    Raises `StorageError` where another kind has made the export: the names are the same, but initiators were
+    Raises `OfAnotherKind` where another kind has made the export: the names are the same, but initiators were
     told another unit, and would find none there.
     """
     if spec.chosen("lun") != lun:
-        raise spec.of_another_kind()
+        raise OfAnotherKind(spec.volume_id)
     found: str = spec.chosen("iqn")
     return found
 
