@@ -182,6 +182,9 @@ def place(
             claim_capacity(connection, roomier.name, request.size, volumes=volumes)
             return roomier
         absent = left_out(connection, work.core.service.service_down_time)
+        present = work.core.pools.candidates(connection, work.core.service.service_down_time)
+        if {pool.name for pool in present} - {pool.name for pool in pools}:
+            raise Postponed(0.1) from None  # one came while we looked: neither judged nor absent
         if _heartbeat_is_due(work, connection, absent):
             raise Postponed(0.1) from None
         unsure = work.core.contact.was_lost or work.core.clock.was_set()

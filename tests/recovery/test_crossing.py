@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from lapilli.domain.model import Attachment, Operation, Service, Snapshot, Volume, VolumeType
+from lapilli.domain.placement import Refusal
 from lapilli.errors import Busy, Conflict, InvalidState, LapilliError, NotFound, StorageError
-from lapilli.flows import attachments, snapshots, volume_types, volumes
-from lapilli.store import records
+from lapilli.flows import attachments, scheduling, snapshots, volume_types, volumes
+from lapilli.store import records, tables
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER
 from tests.recovery.idle import Idle
 from tests.recovery.scenarios import create, extend
@@ -343,3 +346,32 @@ def test_the_second_pool_is_tried_and_the_first_one_freed(house: Idle) -> None:
     house.nothing_is_wrong()
     volumes.delete(house.core, CONTEXT, volume)
     house.nothing_is_left()
+
+
+# --- a place for a new volume ----------------------------------------------------------------------------
+
+
+def test_a_service_that_comes_up_while_a_place_is_looked_for(
+    house: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is down when pools are judged, and up when it is asked why none fits: the volume waits for it."""
+    look = scheduling.left_out
+
+    def beat(connection: sa.Connection, moment: datetime) -> None:
+        connection.execute(tables.services.update().values(heartbeat_at=moment))
+
+    def come_up_and_look(connection: sa.Connection, down_after: int) -> list[Refusal]:
+        beat(connection, records.now())
+        return look(connection, down_after)
+
+    with house.core.store.write() as connection:
+        beat(connection, records.now() - timedelta(days=999))
+    monkeypatch.setattr(scheduling, "left_out", come_up_and_look)
+    volumes.create(house.core, CONTEXT, volumes.VolumeRequest(size=1))
+    assert house.work() == 1
+    assert house.one(Volume).status == "creating", "there is no reason to refuse it"
+    with house.core.store.write() as connection:
+        beat(connection, records.now())
+    until(lambda: house.work() > 0)
+    assert house.one(Volume).status == "available"
+    house.nothing_is_wrong()
