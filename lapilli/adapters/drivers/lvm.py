@@ -293,6 +293,7 @@ class Lvm(Existings):
             self._discard(self._family(volume.id), temporary)
             raise
         self._discard(self._family(volume.id), temporary, progress=progress)
+        progress(found.size, found.size)
 
     def _source(self, name: str, what: str, volume: VolumeRef) -> Logical:
         found = self._group.find(name)
