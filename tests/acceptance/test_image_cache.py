@@ -106,7 +106,11 @@ def _told(service: Service) -> list[tuple[str, str]]:
 
 
 def _fault(service: Service, *faults: dict[str, Any]) -> None:
-    (service.state_dir / "sim-sim/faults.json").write_text(json.dumps(faults))
+    path = service.state_dir / "sim-sim/faults.json"
+    path.parent.mkdir(exist_ok=True)  # the back end may not have started yet
+    whole = path.with_suffix(".new")
+    whole.write_text(json.dumps(faults))
+    whole.replace(path)
 
 
 def _differences(service: Service) -> list[str]:
