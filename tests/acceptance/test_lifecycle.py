@@ -143,7 +143,9 @@ def test_sigterm_while_work_is_slow(own_service: Service) -> None:
 def test_an_idle_service_stops_at_once(own_service: Service) -> None:
     """Nothing to wait for; the target daemon goes too when it serves nothing."""
     own_service.start()
-    daemon = int((own_service.state_dir / "tgtd.pid").read_text())
+    file = own_service.state_dir / "tgtd.pid"
+    until(lambda: file.exists() and file.read_text().endswith("\n"))  # back ends start after the API answers
+    daemon = int(file.read_text())
     assert own_service.stop() < 3
     assert own_service.process is not None
     assert own_service.process.returncode == 0
