@@ -66,6 +66,7 @@ PACKAGES = (
     "libiscsi-bin",
     "open-iscsi",
     "nvme-cli",
+    "lsscsi",  # os-brick asks it
 )
 DISKS = {
     "lvm": "40G",
@@ -96,6 +97,7 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _end)
     machine.packages(*PACKAGES)
     tools = machine.environment("virtme-ng", HERE / "requirements")
+    machine.environment("cinder")  # for its os-brick: in the guest there is nowhere to install from
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
     suites = QUICK if chosen.quick else SUITES

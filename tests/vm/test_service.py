@@ -4,16 +4,19 @@ failures. LIO serves a thin pool, tgt a volume group, nvmet a pool of files.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clouds import machine
 from tests.contract.conftest import MIB
 from tests.contract.targets.kernel import Node, clear_lio, clear_nvmet, connect, device_of, run
 from tests.service import Api, Service, free_port, until
@@ -128,8 +131,8 @@ def volume_of(api: Api, kind: str, **more: Any) -> str:
     return identifier
 
 
-def attach(api: Api, volume: str) -> dict[str, Any]:
-    body = {"attachment": {"volume_uuid": volume, "connector": CONNECTOR}}
+def attach(api: Api, volume: str, connector: dict[str, Any] = CONNECTOR) -> dict[str, Any]:
+    body = {"attachment": {"volume_uuid": volume, "connector": connector}}
     answer = api.post("/v3/attachments", body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json()["attachment"])
@@ -209,29 +212,102 @@ def test_from_attaching_to_gone_through_a_kill_and_a_power_failure(
         assert [each for each in (volume, snapshot, copy) if each in left] == []
 
 
-def test_a_locked_volume_is_opened_by_dm_crypt_as_nova_does(service: Service, api: Api) -> None:
+class Brick:
+    """os-brick, which Nova connects volumes with, in a process of its own: its packages are not ours."""
+
+    def __init__(self, directory: Path) -> None:
+        python = machine.environment("cinder") / "bin/python"
+        self._log = (directory / "os-brick.log").open("w+")
+        self._process = subprocess.Popen(
+            [python, Path(__file__).with_name("brick.py"), directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def __call__(self, command: str, *words: object) -> Any:
+        """What one of its commands answers. Raises `ConnectionError` with its complaint."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([command, *words]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, Path(self._log.name).read_text()[-3000:]
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ConnectionError(answer["error"])
+        return answer["answer"]
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        self._log.close()
+
+
+@pytest.fixture(scope="module")
+def brick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brick]:
+    made = Brick(tmp_path_factory.mktemp("brick"))
+    yield made
+    made.end()
+
+
+def as_nova_has_it(info: dict[str, Any]) -> dict[str, Any]:
+    """Connection information in two parts: os-brick reads one of them, and chooses by the other."""
+    return {"driver_volume_type": info["driver_volume_type"], "data": info}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nova_attaches_by_os_brick(api: Api, brick: Brick, kind: str) -> None:
+    volume = volume_of(api, kind)
+    attachment = attach(api, volume, brick("facts"))
+    info = as_nova_has_it(attachment["connection_info"])
+    device = brick("connect", info)
+    try:
+        complete(api, attachment)
+        disk = os.path.realpath(device["path"])
+        assert size(disk) == GIB
+        write(disk, 7, MIB)
+        assert api.post(f"/v3/volumes/{volume}/action", {"os-extend": {"new_size": 2}}).status_code == 202
+        api.wait(f"/v3/volumes/{volume}", "volume", "in-use", PATIENCE)
+        assert brick("extend", info) == 2 * GIB
+        assert holds(disk, 7, MIB)
+    finally:
+        brick("disconnect", info, device)
+    detach(api, attachment)
+    with opened(api, volume, kind) as disk:
+        assert holds(disk, 7, MIB)
+    assert api.delete(f"/v3/volumes/{volume}").status_code == 202
+    api.wait_gone(f"/v3/volumes/{volume}", PATIENCE)
+
+
+def test_nova_opens_a_locked_volume_by_os_bricks_encryptor(service: Service, api: Api, brick: Brick) -> None:
     told = {"volume_type": {"name": "locked", "extra_specs": {"volume_backend_name": "lio"}}}
     kind = api.post("/v3/types", told, as_="admin").json()["volume_type"]["id"]
     how = {"provider": "luks2", "cipher": "aes-xts-plain64", "key_size": 512, "control_location": "front-end"}
     assert api.post(f"/v3/types/{kind}/encryption", {"encryption": how}, as_="admin").status_code == 200
     volume = volume_of(api, "locked")
-    attachment = attach(api, volume)
+    attachment = attach(api, volume, brick("facts"))
     assert attachment["connection_info"]["encrypted"] is True
-    key = subprocess.run(service.command("passphrase", volume), capture_output=True, timeout=120, check=True)
-    initiator = Iscsi(attachment["connection_info"])
-    disk, name = initiator.open(), f"crypt-{volume[:8]}"
+    metadata = api.get(f"/v3/volumes/{volume}/encryption", as_="admin").json()
+    assert metadata.items() >= how.items()
+    done = subprocess.run(service.command("passphrase", volume), capture_output=True, timeout=120, check=True)
+    key = done.stdout.decode().strip()
+    info = as_nova_has_it(attachment["connection_info"])
+    device = brick("connect", info)
     try:
-        unlock = ["cryptsetup", "open", "--key-file", "-", disk, name]
-        assert subprocess.run(unlock, input=b"wrong", capture_output=True, timeout=120).returncode != 0
-        subprocess.run(unlock, input=key.stdout, capture_output=True, timeout=120, check=True)
+        disk = os.path.realpath(device["path"])
+        info["data"]["device_path"] = device["path"]
+        with pytest.raises(ConnectionError):
+            brick("unlock", info, metadata, key[::-1])
+        clear = os.path.realpath(brick("unlock", info, metadata, key))
         try:
-            clear = os.path.realpath(f"/dev/mapper/{name}")
             assert size(clear) == GIB, "the tenant has all of the size asked for"
             write(clear, 7, 4 * MIB)
             assert holds(clear, 7, 4 * MIB)
             assert not holds(disk, 7, 20 * MIB), "the target sees LUKS"
         finally:
-            run("cryptsetup", "close", name)
+            brick("lock", info, metadata, key)
     finally:
-        initiator.close()
+        brick("disconnect", info, device)
     detach(api, attachment)
