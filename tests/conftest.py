@@ -83,6 +83,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests that do not harm it."""
     made = Service(tmp_path_factory.mktemp("service"))
     made.start()
+    made.wait_for_backends()
     yield made
     made.end()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
 import socket
@@ -31,6 +33,21 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def write_faults(directory: Path, *faults: Mapping[str, Any]) -> None:
+    """Let a simulator that keeps its things there suffer from these, and no others, from now on.
+
+    Back ends start after the API answers, so it may not have a directory yet; and what it is about to write
+    back of a fault that has struck must not undo this.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "faults.json"
+    with Path(f"{path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh = path.with_suffix(".fresh")
+        fresh.write_text(json.dumps(faults))
+        fresh.rename(path)
 
 
 def hashed(password: str) -> str:
@@ -106,6 +123,26 @@ class Service:
                 break
             time.sleep(0.02)
         raise AssertionError(f"the service did not come up:\n{self.log.read_text()[-3000:]}")
+
+    def wait_for_backends(self, seconds: float = 20) -> None:
+        """Wait until every back end has reported its pools: they start after the API answers."""
+        names = str(self.config.get("DEFAULT", {}).get("enabled_backends", "filepool")).split(",")
+
+        def reported() -> bool:
+            with self.records() as connection:
+                found = connection.execute(sa.text("SELECT count(DISTINCT backend) FROM pools")).scalar_one()
+            return bool(found >= len(names))
+
+        until(reported, seconds)
+
+    def suffer(self, *faults: Mapping[str, Any], backend: str = "sim") -> None:
+        """Faults of a simulated back end, and no others, from now on."""
+        write_faults(self.state_dir / f"sim-{backend}", *faults)
+
+    def struck(self, backend: str = "sim") -> int:
+        """How many of its faults are used up: they hold a call now, or have let it go."""
+        faults = json.loads((self.state_dir / f"sim-{backend}" / "faults.json").read_text())
+        return sum(each["times"] == 0 for each in faults if "times" in each)
 
     def kill(self) -> None:
         """SIGKILL to every process of the service (not to its target daemon)."""

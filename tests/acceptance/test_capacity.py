@@ -172,8 +172,7 @@ def test_an_extend_that_breaks(narrow: Service) -> None:
     api = Api(narrow)
     volume = api.volume()
     path = f"/v3/volumes/{volume['id']}"
-    fault = [{"call": "extend", "error": "The disk is on fire.", "times": 1}]
-    (narrow.state_dir / "sim-sim/faults.json").write_text(json.dumps(fault))
+    narrow.suffer({"call": "extend", "error": "The disk is on fire.", "times": 1})
     assert api.post(f"{path}/action", {"os-extend": {"new_size": 2}}).status_code == 202
     assert api.wait(path, "volume", "error_extending")["size"] == 1
     assert _message(api, volume["id"]) == "extend volume:The back end could not extend the volume."
@@ -192,11 +191,8 @@ def test_another_pool_is_tried(own_service: Service) -> None:
     }
     own_service.start()
     api = Api(own_service)
-    broken = [{"call": "create", "error": "The disk is on fire."}]
     for name in ("one", "two"):
-        storage = own_service.state_dir / f"sim-{name}"
-        storage.mkdir(exist_ok=True)
-        (storage / "faults.json").write_text(json.dumps(broken))
+        own_service.suffer({"call": "create", "error": "The disk is on fire."}, backend=name)
     path = f"/v3/volumes/{_accepted(api)['id']}"
     lost = api.wait(path, "volume", "error")
     told = "create volume from storage of the back end:The back end could not create the volume."
@@ -209,7 +205,7 @@ def test_another_pool_is_tried(own_service: Service) -> None:
     assert first.endswith(" and is tried elsewhere: The disk is on fire.")
     assert second.endswith(" and is tried elsewhere: The disk is on fire.")
     assert {"@one" in first, "@one" in second} == {True, False}
-    (own_service.state_dir / "sim-two/faults.json").unlink()
+    own_service.suffer(backend="two")
     for _ in range(3):
         volume = api.volume()
         assert volume["os-vol-host-attr:host"].endswith("@two#two")

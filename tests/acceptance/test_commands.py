@@ -67,6 +67,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """With the service's own identity and images."""
     made = Service(tmp_path_factory.mktemp("commands") / "state")
     made.start()
+    made.wait_for_backends()
     image = disks.make_image(made.state_dir.parent / "image.qcow2", "qcow2", b"words", virtual=1 << 20)
     words = made.command("image", "add", str(image), "--name", "debian")
     subprocess.run(words, check=True, capture_output=True)
@@ -84,6 +85,7 @@ def keystone(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     service = Service(directory / "state", config=config, port=cloud.volume_port)
     service.start()
+    service.wait_for_backends()
     with cloud.connect() as connection:
         content = {"disk_format": "raw", "container_format": "bare", "visibility": "public"}
         connection.image.create_image("debian", data=b"words", wait=True, **content)

@@ -105,14 +105,6 @@ def _told(service: Service) -> list[tuple[str, str]]:
     return found
 
 
-def _fault(service: Service, *faults: dict[str, Any]) -> None:
-    path = service.state_dir / "sim-sim/faults.json"
-    path.parent.mkdir(exist_ok=True)  # the back end may not have started yet
-    whole = path.with_suffix(".new")
-    whole.write_text(json.dumps(faults))
-    whole.replace(path)
-
-
 def _differences(service: Service) -> list[str]:
     """What doctor says, without the notices that wait for a broker that is not there."""
     lines = lapilli(service, "doctor").stdout.splitlines()
@@ -207,16 +199,15 @@ def test_an_image_that_makes_room_while_it_is_cloned(api: Api, caching: Service,
     kept = _kept(caching)[image]
     cloning = {"call": "clone", "delay": 4, "error": "The source is going.", "times": 1}
     going = {"call": "delete", "for": kept, "error": "It is open.", "busy": True}
-    _fault(caching, cloning, going)
+    caching.suffer(cloning, going)
     volume = _create(api, image)
-    faults = caching.state_dir / "sim-sim/faults.json"
-    until(lambda: json.loads(faults.read_text())[0]["times"] == 0)  # it is at it
+    until(lambda: caching.struck() == 1)  # it is at it
     assert api.volume(ROOM - 2)["status"] == "available"  # in the place of the copy
     assert _kept(caching) == {}
     api.wait(f"/v3/volumes/{volume}", "volume")
     assert _content(caching, volume) == CONTENT
     assert _file(caching, kept).exists()
-    _fault(caching)
+    caching.suffer()
     until(lambda: _differences(caching) == [], 10)
 
 
@@ -232,7 +223,7 @@ def test_five_at_once_wait_for_one(api: Api, caching: Service, add: Add) -> None
 def test_what_cannot_be_kept_stands_in_nobodys_way(api: Api, caching: Service, add: Add) -> None:
     """The back end fails at the copy for all: the volume is made without it."""
     image = add()
-    _fault(caching, {"call": "staging", "error": "The disk is on fire.", "times": 1})
+    caching.suffer({"call": "staging", "error": "The disk is on fire.", "times": 1})
     volume = _volume_of(api, image)
     assert _content(caching, volume) == CONTENT
     assert processes.rows(caching, "cached_images") == []
@@ -259,12 +250,12 @@ def test_a_copy_that_cannot_be_removed_is_removed_later(api: Api, caching: Servi
     image = add()
     _volume_of(api, image)
     kept = _kept(caching)[image]
-    _fault(caching, {"call": "delete", "for": kept, "error": "It is open.", "busy": True})
+    caching.suffer({"call": "delete", "for": kept, "error": "It is open.", "busy": True})
     assert api.volume(ROOM - 1)["status"] == "available"  # in its place
     (line,) = _differences(caching)
     assert f"the copy of image {image} that pool here@sim#sim keeps was given up, but is not removed" in line
     assert _file(caching, kept).exists()
-    _fault(caching)
+    caching.suffer()
     until(lambda: not _file(caching, kept).exists(), 10)
     until(lambda: _differences(caching) == [], 10)
 
@@ -327,7 +318,7 @@ def _located(service: Service, image: str, location: str, **more: Any) -> None:
     record["properties"] |= more
     path.write_text(json.dumps(record))
     folder = service.state_dir / "sim-sim/images"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # the back end may not have started yet
     shutil.copyfile(path.with_suffix(".raw"), folder / f"{image}.raw")
 
 

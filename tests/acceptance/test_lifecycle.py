@@ -29,13 +29,6 @@ SIM = {
 }
 
 
-def _suffer(service: Service, *faults: dict[str, Any]) -> None:
-    """Faults for the simulated back end."""
-    directory = service.state_dir / "sim-sim"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "faults.json").write_text(json.dumps(faults))
-
-
 def _good(answer: httpx.Response, status: int) -> Any:
     assert answer.status_code == status, answer.text
     return answer.json() if answer.content else None
@@ -116,15 +109,14 @@ def test_sigterm_while_work_is_slow(own_service: Service) -> None:
     own_service.start()
     api = Api(own_service)
     source = api.volume(name="source")
-    _suffer(
-        own_service,
+    own_service.suffer(
         {"call": "create", "delay": 30, "times": 1},
         {"call": "create_snapshot", "delay": 30, "times": 1},
     )
     created = api.post("/v3/volumes", {"volume": {"size": 1}}).json()["volume"]
     body = {"snapshot": {"volume_id": source["id"], "name": "slow"}}
     snapshot = api.post("/v3/snapshots", body).json()["snapshot"]
-    until(lambda: sum(row["state"] == "running" for row in processes.rows(own_service, "operations")) == 2)
+    until(lambda: own_service.struck() == 2)
     assert own_service.process is not None
     known = {own_service.process.pid, *processes.children(own_service.process.pid)}
     assert len(known) == 3
@@ -320,13 +312,13 @@ def test_three_processes_in_any_order(roles: Roles) -> None:
 def test_a_killed_scheduler_and_a_killed_volume_service(roles: Roles) -> None:
     """Each is missed only until it is back; what the volume service was doing is done once, by the next."""
     service = roles.service
-    _suffer(service, {"call": "create", "delay": 60, "times": 1})
+    service.suffer({"call": "create", "delay": 60, "times": 1})
     for words in (("api", "--listen", f"127.0.0.1:{service.port}"), ("scheduler",), ("volume",)):
         roles.start(*words)
     service.wait_until_up()
     api = Api(service)
     slow = api.post("/v3/volumes", {"volume": {"size": 1}}).json()["volume"]
-    until(lambda: any(r["host"] and r["state"] == "running" for r in processes.rows(service, "operations")))
+    until(lambda: service.struck() == 1)
     roles.kill("volume")
     roles.start("volume")
     api.wait(f"/v3/volumes/{slow['id']}", "volume", seconds=30)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,13 +23,6 @@ def three(own_service: Service) -> Service:
         **{name: {"sim_capacity_gb": CAPACITY[name]} for name in BACKENDS},
     }
     return own_service
-
-
-def fail(service: Service, backend: str, *faults: dict[str, Any]) -> None:
-    """Inject faults into a back end."""
-    directory = Path(service.state_dir) / f"sim-{backend}"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "faults.json").write_text(json.dumps(faults))
 
 
 def lapilli(service: Service, *words: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +51,7 @@ def nothing_is_left_of_failures(service: Service) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_third_pool_takes_what_two_could_not(three: Service, when: str) -> None:
     for backend in ("first", "second"):
-        fail(three, backend, {"call": "create", "error": f"{backend} is broken", "when": when})
+        three.suffer({"call": "create", "error": f"{backend} is broken", "when": when}, backend=backend)
     three.start()
     api = Api(three)
     volume = api.volume(10, name="restless")
@@ -76,7 +68,7 @@ def test_the_third_pool_takes_what_two_could_not(three: Service, when: str) -> N
 
 def test_every_pool_fails(three: Service) -> None:
     for backend in BACKENDS:
-        fail(three, backend, {"call": "create", "error": f"{backend} is broken"})
+        three.suffer({"call": "create", "error": f"{backend} is broken"}, backend=backend)
     three.start()
     api = Api(three)
     volume = api.volume(10, status="error")
@@ -96,7 +88,7 @@ def fault_of(api: Api, volume_id: str) -> str:
 
 def test_only_so_many_attempts(three: Service) -> None:
     three.config["DEFAULT"]["scheduler_max_attempts"] = 1
-    fail(three, "first", {"call": "create", "error": "first is broken"})
+    three.suffer({"call": "create", "error": "first is broken"}, backend="first")
     three.start()
     api = Api(three)
     volume = api.volume(10, status="error")
@@ -110,7 +102,7 @@ def test_only_so_many_attempts(three: Service) -> None:
 def test_what_was_tried_is_told_when_nothing_else_fits(three: Service) -> None:
     """250 GiB fit into the first only: when that one fails, the others' reasons are told beside its own."""
     three.config["backend_defaults"]["max_over_subscription_ratio"] = "1"
-    fail(three, "first", {"call": "create", "error": "no luck today"})
+    three.suffer({"call": "create", "error": "no luck today"}, backend="first")
     three.start()
     api = Api(three)
     volume = api.volume(250, status="error")

@@ -412,14 +412,14 @@ def test_failures_of_the_back_end(own_service: Service) -> None:
     pool = own_service.state_dir / "sim-sim"
     volume = api.volume()
     faults = [{"call": "adopt", "error": "no", "times": 1}, {"call": "release", "error": "no", "times": 1}]
-    (pool / "faults.json").write_text(json.dumps(faults[:1]))
+    own_service.suffer(faults[0])
     make(pool / "volumes" / "found", GIB)
     (name,) = [each["name"] for each in good(api.get("/v3/scheduler-stats/get_pools", as_="admin"))["pools"]]
     told = manage(api, NEW, name, "found")
     api.wait(f"/v3/volumes/{told['id']}", "volume", "error")
     assert (pool / "volumes" / "found").exists()
     assert usage(api, api.project_id)["volumes"] == 1
-    (pool / "faults.json").write_text(json.dumps(faults[1:]))
+    own_service.suffer(faults[1])
     good(unmanage(api, "volumes", volume["id"]), 202)
     shown = api.wait(f"/v3/volumes/{volume['id']}", "volume", "error_unmanaging")
     assert shown["size"] == 1
@@ -442,8 +442,7 @@ def test_a_back_end_that_answers_too_late(own_service: Service, call: str) -> No
     api = Api(own_service)
     volume, folder = api.volume(), own_service.state_dir / "sim-sim" / "volumes"
     make(folder / "found", GIB)
-    faults = [{"call": call, "delay": 3, "times": 1}]
-    (folder.parent / "faults.json").write_text(json.dumps(faults))
+    own_service.suffer({"call": call, "delay": 3, "times": 1})
     (pool,) = good(api.get("/v3/scheduler-stats/get_pools", as_="admin"))["pools"]
     if call == "adopt":
         told = manage(api, NEW, pool["name"], "found")

@@ -6,7 +6,6 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ def sim_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def sim(sim_service: Service) -> Iterator[Api]:
     """A client; nothing is left of the test's faults, nor anything that differs from the database."""
     yield Api(sim_service)
-    faults(sim_service)
+    sim_service.suffer()
     found = [""]
 
     def is_well() -> bool:
@@ -48,13 +47,6 @@ def sim(sim_service: Service) -> Iterator[Api]:
         until(is_well, 15)
     except AssertionError:
         raise AssertionError(found[0]) from None
-
-
-def faults(service: Service, *wanted: dict[str, Any]) -> None:
-    """Let the simulator suffer from these, and no others, from now on."""
-    path = Path(service.state_dir) / "sim-sim" / "faults.json"
-    path.with_suffix(".fresh").write_text(json.dumps(wanted))
-    path.with_suffix(".fresh").rename(path)
 
 
 def doctor(service: Service) -> str:
@@ -109,7 +101,7 @@ def test_an_operation_shows_its_tasks_with_their_times(api: Api) -> None:
 
 
 def test_a_failed_operation_says_why(sim: Api) -> None:
-    faults(sim.service, {"call": "create", "error": "the shelf is on fire"})
+    sim.service.suffer({"call": "create", "error": "the shelf is on fire"})
     volume = create(sim)
     sim.wait(f"/v3/volumes/{volume}", "volume", "error")
     shown = operation_of(sim, volume, state="failed")
@@ -169,7 +161,7 @@ def test_nothing_secret_is_shown(api: Api) -> None:
 
 
 def test_a_hanging_call_is_taken_over_and_its_late_effect_undone(sim: Api) -> None:
-    faults(sim.service, {"call": "create", "delay": 6, "times": 3})
+    sim.service.suffer({"call": "create", "delay": 6, "times": 3})
     hung = [create(sim) for _ in range(3)]  # more than there are workers
     for volume in hung:
         shown = sim.wait(f"/v3/volumes/{volume}", "volume", "error", seconds=15)
@@ -187,7 +179,7 @@ def test_a_hanging_call_is_taken_over_and_its_late_effect_undone(sim: Api) -> No
 
 def test_a_hanging_snapshot_ends_in_error(sim: Api) -> None:
     volume = sim.volume()
-    faults(sim.service, {"call": "create_snapshot", "delay": 5, "times": 1})
+    sim.service.suffer({"call": "create_snapshot", "delay": 5, "times": 1})
     body = {"snapshot": {"volume_id": volume["id"]}}
     made = good(sim.post("/v3/snapshots", body), 202)["snapshot"]
     sim.wait(f"/v3/snapshots/{made['id']}", "snapshot", "error")
@@ -200,14 +192,14 @@ def test_a_hanging_snapshot_ends_in_error(sim: Api) -> None:
 def test_progress_keeps_an_operation_alive(sim: Api) -> None:
     """Slow is not hanging: what is counted is the time without progress."""
     volume = sim.volume()
-    faults(sim.service, {"call": "clone", "delay": 1, "times": 1})
+    sim.service.suffer({"call": "clone", "delay": 1, "times": 1})
     made = good(sim.post("/v3/volumes", {"volume": {"source_volid": volume["id"]}}), 202)["volume"]
     sim.wait(f"/v3/volumes/{made['id']}", "volume")
 
 
 def test_abandon_reverts_what_is_under_way(sim: Api) -> None:
     volume = sim.volume()
-    faults(sim.service, {"call": "extend", "delay": 3, "times": 1})
+    sim.service.suffer({"call": "extend", "delay": 3, "times": 1})
     good(sim.post(f"/v3/volumes/{volume['id']}/action", {"os-extend": {"new_size": 2}}), 202)
     shown = running(sim, volume["id"])
     assert shown["held_by"]["pid"] > 1
@@ -224,7 +216,7 @@ def test_abandon_reverts_what_is_under_way(sim: Api) -> None:
 def test_abandon_by_force_needs_no_volume_service(sim: Api) -> None:
     volume = create(sim)
     sim.wait(f"/v3/volumes/{volume}", "volume")
-    faults(sim.service, {"call": "delete", "delay": 3, "times": 1})
+    sim.service.suffer({"call": "delete", "delay": 3, "times": 1})
     good(sim.delete(f"/v3/volumes/{volume}"), 202)
     until(lambda: operation_of(sim, volume)["state"] == "running", 5)
     identifier = operation_of(sim, volume)["id"]
@@ -238,10 +230,10 @@ def test_abandon_by_force_needs_no_volume_service(sim: Api) -> None:
 
 
 def test_retry_lets_a_waiting_revert_go_on(sim: Api) -> None:
-    faults(sim.service, {"call": "create", "error": "no"}, {"call": "delete", "error": "not now either"})
+    sim.service.suffer({"call": "create", "error": "no"}, {"call": "delete", "error": "not now either"})
     volume = create(sim)
     until(lambda: operation_of(sim, volume)["attempts"] >= 2, 10)
-    faults(sim.service)
+    sim.service.suffer()
     shown = operation_of(sim, volume)
     assert shown["state"] == "reverting"
     retried = good(sim.post(f"/v3/operations/{shown['id']}/action", {"retry": None}, as_="admin"), 202)
@@ -251,7 +243,7 @@ def test_retry_lets_a_waiting_revert_go_on(sim: Api) -> None:
 
 def test_the_command_shows_and_does_the_same(sim: Api) -> None:
     volume = sim.volume()
-    faults(sim.service, {"call": "extend", "delay": 10, "times": 1})
+    sim.service.suffer({"call": "extend", "delay": 10, "times": 1})
     good(sim.post(f"/v3/volumes/{volume['id']}/action", {"os-extend": {"new_size": 2}}), 202)
     shown = running(sim, volume["id"])
     listed = lapilli(sim.service, "operation", "list", "--state", "running").stdout

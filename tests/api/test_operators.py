@@ -93,6 +93,7 @@ def test_a_disabled_service_gets_no_volumes(own_service):
     own_service.config = {"DEFAULT": {"scheduler_driver_init_wait_time": 1}}
     own_service.start()
     api = Api(own_service)
+    own_service.wait_for_backends()
     with a_volume(api):
         time.sleep(1)  # the time in which a scheduler waits for back ends
     shown = the_volume_service(api)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,10 +168,9 @@ def test_a_type_deleted_meanwhile(own_service: Service) -> None:
     kind = good(api.post("/v3/types", {"volume_type": {"name": "brief"}}, as_="admin"))["volume_type"]
     specs = {"extra_specs": {"shade:of": "grey"}}
     good(api.post(f"/v3/types/{kind['id']}/extra_specs", specs, as_="admin"))
-    faults = [{"call": "retype", "delay": 1, "times": 1}]
-    (own_service.state_dir / "sim-sim" / "faults.json").write_text(json.dumps(faults))
+    own_service.suffer({"call": "retype", "delay": 1, "times": 1})
     good(become(api, volume, kind["id"]), 202)
-    until(lambda: '"times": 0' in (own_service.state_dir / "sim-sim" / "faults.json").read_text())
+    until(lambda: own_service.struck() == 1)
     good(api.delete(f"/v3/types/{kind['id']}", as_="admin"), 202)
     assert ended(api, volume)["volume_type"] == "__DEFAULT__"
     assert messages(api, volume) == ["VOLUME_VOLUME_101_001"]

@@ -7,7 +7,6 @@ here: what a shared file system or array is elsewhere.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import httpx
 import sqlalchemy as sa
 
 from tests.hosts.network import Database, Host, Network
-from tests.service import Api, Service, until
+from tests.service import Api, Service, until, write_faults
 
 LEASE = 15.0  # seconds: lapilli.flows.journal
 TOGETHER = "both@shared"
@@ -165,9 +164,7 @@ class Cloud:
 
     def trouble(self, pool: str, *faults: dict[str, Any]) -> None:
         """What calls of a pool's driver suffer from now on."""
-        path = self.directory / pool / "faults.json"
-        path.with_suffix(".made").write_text(json.dumps(faults))
-        path.with_suffix(".made").rename(path)
+        write_faults(self.directory / pool, *faults)
 
     def request(self, name: str = "shared", **more: Any) -> str:
         """Ask for a volume in a pool; its id."""

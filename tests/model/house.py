@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import tempfile
 import time
@@ -127,12 +125,9 @@ class House:
 
     def set_fault(self, call: str | None, **more: Any) -> None:
         """Let the simulated back end suffer at a call from now on; None: at no call any more."""
-        path = self.service.state_dir / "sim-sim" / "faults.json"
         faults = [] if call is None else [{"call": call, **more}]
         self.counts["faults"] += len(faults)
-        fresh = path.with_suffix(".fresh")
-        fresh.write_text(json.dumps(faults))
-        os.rename(fresh, path)
+        self.service.suffer(*faults)
 
     def doctor(self) -> None:
         """`lapilli doctor` must find nothing."""

@@ -38,6 +38,7 @@ from lapilli.store import quotas, records, tables
 from tests import databases
 from tests.contract.targets.harnesses import Harness, harness_of
 from tests.contract.targets.initiator import io
+from tests.service import write_faults
 
 CONTEXT = Context(user_id="u", project_id="p", roles=frozenset({"admin", "member"}), request_id="req-steps")
 CONNECTOR = {"initiator": "iqn.1994-05.com.redhat:steps", "host": "guest", "ip": "127.0.0.1"}
@@ -165,8 +166,7 @@ class House:
 
     def fault(self, call: str) -> None:
         """From now on a call of the simulator fails."""
-        path = self.directory / "sim-files" / "faults.json"
-        path.write_text(json.dumps([{"call": call, "error": "The disk is on fire."}]))
+        write_faults(self.directory / "sim-files", {"call": call, "error": "The disk is on fire."})
 
     def report(self) -> dict[str, Any]:
         """Everything there is, for the process that judges."""

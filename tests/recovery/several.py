@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -86,11 +85,7 @@ class Several:
 
     def strike(self, *faults: dict[str, Any], target: bool = False) -> None:
         """Let driver or target suffer from these faults, and no others, from now on."""
-        directory = self.service.state_dir / ("sim-target-sim" if target else "sim-sim")
-        directory.mkdir(parents=True, exist_ok=True)
-        fresh = directory / "faults.fresh"
-        fresh.write_text(json.dumps(faults))
-        fresh.rename(directory / "faults.json")
+        self.service.suffer(*faults, backend="target-sim" if target else "sim")
 
     def heal(self) -> None:
         """No faults any more."""

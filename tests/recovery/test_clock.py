@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -82,7 +81,7 @@ def test_a_clock_that_is_set(several: Several, clock: FakedTime, tmp_path: Path,
         {"call": "staging", "hang": True, "times": 1},
     )
     running, filling = create(api), create(api, imageRef=added)
-    until(lambda: all(each["times"] == 0 for each in faults(several)))
+    until(lambda: several.service.struck() == 2)
     postponed = create(api, imageRef=added)  # it looks again and again whether the first has been filled
     until(lambda: claims(several).get(postponed, 0) > 3)
     clock.set(step)
@@ -103,13 +102,6 @@ def test_a_clock_that_is_set(several: Several, clock: FakedTime, tmp_path: Path,
     assert several.service.log.read_text().count("the clock was set by") >= 2
 
 
-def faults(house: Several) -> list[dict[str, object]]:
-    told: list[dict[str, object]] = json.loads(
-        (house.service.state_dir / "sim-sim" / "faults.json").read_text()
-    )
-    return told
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process another host's name")
 def test_a_dead_worker_of_another_host_and_a_clock_that_is_set_back(
     several: Several, clock: FakedTime
@@ -125,7 +117,7 @@ def test_a_dead_worker_of_another_host_and_a_clock_that_is_set_back(
     until(lambda: bool(api.get("/v3/scheduler-stats/get_pools", as_="admin").json()["pools"]))
     several.strike({"call": "create", "hang": True, "times": 1})
     volume = create(api)
-    until(lambda: faults(several)[0]["times"] == 0)
+    until(lambda: several.service.struck() == 1)
     held = api.get(f"/v3/operations?resource_id={volume}", as_="admin").json()["operations"][0]["held_by"]
     assert held["host"] == "elsewhere"
     os.killpg(several.processes["first"].pid, signal.SIGKILL)

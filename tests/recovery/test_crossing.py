@@ -6,7 +6,6 @@ everything is worked off.
 
 from __future__ import annotations
 
-import json
 import threading
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +21,7 @@ from lapilli.store import records, tables
 from tests.recovery.house import CONNECTOR, CONTEXT, SERVER
 from tests.recovery.idle import Idle
 from tests.recovery.scenarios import create, extend
-from tests.service import until
+from tests.service import until, write_faults
 
 OTHER = {**CONNECTOR, "initiator": "iqn.1994-05.com.redhat:other", "host": "other"}
 
@@ -336,8 +335,8 @@ def test_a_busy_volume_stays_as_it_was(house: Idle) -> None:
 
 
 def test_the_second_pool_is_tried_and_the_first_one_freed(house: Idle) -> None:
-    path = house.directory / "sim-files" / "faults.json"
-    path.write_text(json.dumps([{"call": "create", "error": "The disk is on fire.", "when": "after"}]))
+    fault = {"call": "create", "error": "The disk is on fire.", "when": "after"}
+    write_faults(house.directory / "sim-files", fault)
     create(house)
     house.work()
     volume = house.one(Volume)

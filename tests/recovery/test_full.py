@@ -13,7 +13,7 @@ import pytest
 
 from tests import databases
 from tests.recovery.several import FINE
-from tests.service import Api, Service, until
+from tests.service import Api, Service, until, write_faults
 
 MIB = 1 << 20
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
@@ -107,7 +107,7 @@ def test_a_full_disk_of_the_database(small: Path) -> None:
         api = Api(service)
         kept = api.volume()["id"]
         faults = small.parent / "elsewhere" / "faults.json"
-        faults.write_text('[{"call": "create", "hang": true, "times": 1}]')
+        write_faults(faults.parent, {"call": "create", "hang": True, "times": 1})
         running = create(api)
         until(lambda: '"times": 0' in faults.read_text())
         accepted = [kept, running]
@@ -120,7 +120,7 @@ def test_a_full_disk_of_the_database(small: Path) -> None:
                 accepted.append(answers[-1].json()["volume"]["id"])
             assert answers[-1].status_code == 503, answers[-1].text
             assert "The database's disk is full." in answers[-1].text
-            faults.write_text("[]")
+            write_faults(faults.parent)
             assert api.get(f"/v3/volumes/{kept}").status_code == 200, "what is there can be read"
             threading.Event().wait(1)
         for volume in accepted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -121,8 +120,7 @@ def test_a_host_that_joins_leaves_alone_what_the_others_do_meanwhile(cluster: Se
     slow = [{"call": "ensure", "for": attached.broken}, {"call": "restore"}]
     cluster.strike(*({**each, "delay": delay, "times": 1} for each in slow), target=True)
     cluster.start("two", "volume")
-    faults = attached._export("x").parent.parent / "faults.json"
-    until(lambda: any(each["times"] == 0 for each in json.loads(faults.read_text())))
+    until(lambda: cluster.service.struck("target-sim") > 0)
     fresh = attached._attached()
     over = time.monotonic() + delay + 2
     while time.monotonic() < over:

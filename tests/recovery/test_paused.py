@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import signal
 import subprocess
 import threading
@@ -83,11 +82,7 @@ class Stopped:
 
     def inside(self) -> int:
         """How many of its faults hold a call."""
-        count = 0
-        for name in ("sim-sim", "sim-target-sim"):
-            faults = json.loads((self.house.service.state_dir / name / "faults.json").read_text())
-            count += sum(each["times"] == 0 for each in faults)
-        return count
+        return sum(self.house.service.struck(name) for name in ("sim", "target-sim"))
 
     def goes_on_elsewhere(self) -> None:
         """The other worker ends everything well."""
