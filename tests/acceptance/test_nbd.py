@@ -23,10 +23,10 @@ WORDS = ("write -P 0x5a 0 64k", "flush")
 class Site:
     """A service whose back end exports over NBD, and its client."""
 
-    def __init__(self, service: Service, directory: Path) -> None:
+    def __init__(self, service: Service, directory: Path, backend: str = "filepool") -> None:
         self.service = service
         self.harness = NbdHarness(directory)
-        self.service.config["filepool"] = {"target_helper": "nbd", **self.harness.options}
+        self.service.config.setdefault(backend, {}).update(target_helper="nbd", **self.harness.options)
         service.start()
         self.api = Api(service)
 
