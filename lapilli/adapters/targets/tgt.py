@@ -1,7 +1,7 @@
 """iSCSI exports by Debian's user-space target daemon, tgtd.
 
-Everything is asked of tgtd over its management socket, in its own binary form: no process is started per
-request, and no secret is ever an argument of one. A target is opened to initiators (`ALL` in its access list)
+Everything is asked of tgtd over its management socket: no process is started per request, and no secret is
+ever an argument of one. A target is opened to initiators (`ALL` in its access list)
 as the last step of an export and closed as the first of any change of its account: tgtd lets everybody in
 where a target has no account, so a half made one must not be reachable.
 
@@ -16,39 +16,46 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import secrets
-import select
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lapilli.adapters.targets import iscsi, strays
 from lapilli.adapters.targets.holding import held
+from lapilli.adapters.targets.tgt_wire import (
+    ACCOUNT,
+    BIND,
+    DELETE,
+    DEVICE,
+    NEW,
+    NOTHING,
+    PATIENCE,
+    PORTAL,
+    SYSTEM,
+    TARGET,
+    UNBIND,
+    UPDATE,
+    ShownTarget,
+    TgtRefusal,
+    Unit,
+    Wire,
+    answers_within,
+)
 from lapilli.config import option
 from lapilli.errors import StorageError
 from lapilli.events import emit
 from lapilli.ports.target import ExportSpec
 
 _LUN = 1
-# one request and one answer per connection; the answer's first words are an error number and its length
-_REQUEST = struct.Struct("<II64sIiQQIIIIII")
-_ANSWER = struct.Struct("<II")
-_SYSTEM, _TARGET, _DEVICE, _PORTAL, _ACCOUNT = 0, 1, 2, 3, 7
-_NEW, _DELETE, _SHOW, _BIND, _UNBIND, _UPDATE = 0, 1, 2, 3, 4, 5
-_NO_LUN_GIVEN = 0xFFFFFFFFFFFFFFFF
-_PATIENCE = 30.0  # seconds for an answer: tgtd opens the backing file before it gives one
 _HOLD = 0.01  # seconds that tgtd's threads are held for an answer
 _SETTLE = 0.003
 _TRIES = 100
-_NOTHING = (_DEVICE, _SHOW)  # there is no such request: tgtd answers at once, and in one piece
 _FIRST_TID, _TIDS = 1, 32000
 _OWNER = "owner-"
 
@@ -69,46 +76,6 @@ class TgtOptions:
     tgt_manage_daemon: bool = option(True, "Start tgtd when none answers at the control port.")
 
 
-class TgtRefusal(StorageError):
-    """tgtd refused a request; `number` is its reason."""
-
-    NO_TARGET, NO_LUN, NO_USER = 4, 5, 15
-    EXISTS = frozenset({9, 10, 12, 14})
-
-    def __init__(self, deed: str, number: int) -> None:
-        super().__init__(f"The iSCSI target daemon could not {deed} (reason {number}).")
-        self.number = number
-
-
-@dataclass
-class _Unit:
-    """A logical unit as tgtd shows it."""
-
-    path: str = ""
-    serial: str = ""
-    identity: str = ""
-    online: bool = False
-    thin: bool = False
-
-    @property
-    def owner(self) -> str:
-        """The back end that this unit's identity names, if any: tgtd gives it one of its own at first."""
-        return self.identity if self.identity.startswith(_OWNER) else ""
-
-
-@dataclass
-class _Shown:
-    """A target as tgtd shows it."""
-
-    tid: int
-    iqn: str
-    units: dict[int, _Unit] = field(default_factory=dict)
-    accounts: list[str] = field(default_factory=list)
-    open_to: list[str] = field(default_factory=list)
-    ready: bool = True
-    connected: bool = False
-
-
 class Tgt:
     """Target on tgtd."""
 
@@ -121,7 +88,7 @@ class Tgt:
         self._state_dir = os.path.abspath(state_dir)
         control = options.tgt_control_port or 1 + zlib.crc32(self._state_dir.encode()) % 32000
         self._control = control
-        self._wire = _Wire(control)
+        self._wire = Wire(control)
         self._owner = _OWNER + hashlib.sha256(name.encode()).hexdigest()[:24]
 
     # -- the daemon ---------------------------------------------------------------------------------------
@@ -163,7 +130,7 @@ class Tgt:
             if portal in there:
                 continue
             try:
-                self._wire.ask(f"listen at {portal}", _PORTAL, _NEW, text=f"portal={portal}")
+                self._wire.ask(f"listen at {portal}", PORTAL, NEW, text=f"portal={portal}")
             except TgtRefusal:
                 if portal not in self._wire.portals():  # another service's start may have been faster
                     raise
@@ -182,7 +149,7 @@ class Tgt:
         pid = self._managed_pid()
         if pid is None or self._wire.targets():
             return
-        self._wire.ask("stop", _SYSTEM, _DELETE)  # it ignores SIGTERM
+        self._wire.ask("stop", SYSTEM, DELETE)  # it ignores SIGTERM
         deadline = time.monotonic() + 5
         while _is_tgtd(pid):
             if time.monotonic() > deadline:
@@ -261,7 +228,7 @@ class Tgt:
                     raise
                 # tgtd was restarted, or somebody else removed the target: look again
 
-    def _new_target(self, iqn: str) -> _Shown:
+    def _new_target(self, iqn: str) -> ShownTarget:
         """A fresh target under a free number; another process may take that number before us."""
         while True:
             taken = {one.tid: one for one in self._wire.targets()}
@@ -274,60 +241,60 @@ class Tgt:
             if tid is None:
                 raise StorageError("The iSCSI target daemon has no target number left.")
             try:
-                self._wire.ask("make a target", _TARGET, _NEW, tid, text=f"targetname={iqn}")
+                self._wire.ask("make a target", TARGET, NEW, tid, text=f"targetname={iqn}")
             except TgtRefusal as refusal:
                 if refusal.number not in TgtRefusal.EXISTS:
                     raise
             else:
-                return _Shown(tid, iqn, units={0: _Unit()})
+                return ShownTarget(tid, iqn, units={0: Unit()})
 
-    def _complete(self, found: _Shown, spec: ExportSpec, path: str) -> None:
+    def _complete(self, found: ShownTarget, spec: ExportSpec, path: str) -> None:
         """Bring one target from any state to the wanted one."""
         wire, tid, user = self._wire, found.tid, spec.secret["username"]
         if found.units[0].identity != self._owner:
-            wire.ask("mark the target", _DEVICE, _UPDATE, tid, 0, text=f"targetOps scsi_id={self._owner}")
+            wire.ask("mark the target", DEVICE, UPDATE, tid, 0, text=f"targetOps scsi_id={self._owner}")
         unit = found.units.get(_LUN)
         if unit is None or unit.path != path:
             wire.close_to_all(found)
             if unit is not None:
                 self._remove_unit(tid)
-            wire.ask("open the volume", _DEVICE, _NEW, tid, _LUN, text=f"path={path}")
-            unit = _Unit(path, online=True)
+            wire.ask("open the volume", DEVICE, NEW, tid, _LUN, text=f"path={path}")
+            unit = Unit(path, online=True)
         if (unit.identity, unit.serial, unit.thin) != (_identity(spec), spec.volume_id, True):
             # initiators tell disks apart by these; tgtd's own are made of the target number, which changes
             text = (
                 f"scsi_id={_identity(spec)},scsi_sn={spec.volume_id},vendor_id=LAPILLI,product_id=VOLUME,"
                 "thin_provisioning=1"
             )
-            wire.ask("describe the volume", _DEVICE, _UPDATE, tid, _LUN, text=f"targetOps {text}")
+            wire.ask("describe the volume", DEVICE, UPDATE, tid, _LUN, text=f"targetOps {text}")
         if not unit.online:
-            wire.ask("reopen the volume", _DEVICE, _UPDATE, tid, _LUN, text=f"targetOps path={path}")
+            wire.ask("reopen the volume", DEVICE, UPDATE, tid, _LUN, text=f"targetOps path={path}")
         digest = _digest(spec.secret)
         if found.accounts != [user] or found.units[0].serial != digest:
             self._set_account(found, spec.secret, digest)
         if not found.ready:
-            wire.ask("enable the target", _TARGET, _UPDATE, tid, text="state=ready")
+            wire.ask("enable the target", TARGET, UPDATE, tid, text="state=ready")
         if "ALL" not in found.open_to:
             wire.open_to_all(found)
 
-    def _set_account(self, found: _Shown, secret: dict[str, str], digest: str) -> None:
+    def _set_account(self, found: ShownTarget, secret: dict[str, str], digest: str) -> None:
         """Make the account anew and bind it alone; sessions that stand are not asked for it again."""
         wire, tid, user = self._wire, found.tid, secret["username"]
         wire.close_to_all(found)
         for stranger in found.accounts:
             if stranger != user:
-                wire.ask("unbind an account", _ACCOUNT, _UNBIND, tid, text=f"user={stranger}")
+                wire.ask("unbind an account", ACCOUNT, UNBIND, tid, text=f"user={stranger}")
         wire.forget_account(user)
         text = f"user={user},password={secret['password']}"
-        wire.ask("make the account", _ACCOUNT, _NEW, text=text)
-        wire.ask("bind the account", _ACCOUNT, _BIND, tid, text=f"user={user}")
-        wire.ask("mark the account", _DEVICE, _UPDATE, tid, 0, text=f"targetOps scsi_sn={digest}")
+        wire.ask("make the account", ACCOUNT, NEW, text=text)
+        wire.ask("bind the account", ACCOUNT, BIND, tid, text=f"user={user}")
+        wire.ask("mark the account", DEVICE, UPDATE, tid, 0, text=f"targetOps scsi_sn={digest}")
 
     def _remove_unit(self, tid: int) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                self._wire.ask("remove the logical unit", _DEVICE, _DELETE, tid, _LUN)
+                self._wire.ask("remove the logical unit", DEVICE, DELETE, tid, _LUN)
                 return
             except TgtRefusal as refusal:
                 if refusal.number == TgtRefusal.NO_LUN:
@@ -344,12 +311,12 @@ class Tgt:
         # an export that was cut off may have left an account without a target
         self._wire.forget_account(self.prepare(volume_id)[1]["username"])
 
-    def _remove(self, found: _Shown) -> None:
+    def _remove(self, found: ShownTarget) -> None:
         self._wire.close_to_all(found)  # else a session could come back without an account
         for user in found.accounts:
             self._wire.forget_account(user)
         try:
-            self._wire.ask("remove the target", _TARGET, _DELETE, found.tid, force=True)
+            self._wire.ask("remove the target", TARGET, DELETE, found.tid, force=True)
         except TgtRefusal as refusal:
             if refusal.number != TgtRefusal.NO_TARGET:
                 raise
@@ -376,7 +343,7 @@ class Tgt:
         text = f"targetOps online=0,path={_path(spec)}"
         daemon = self._wire.peer() if found.connected else None
         if daemon is None or not self._ask_held(daemon, found.tid, text):
-            self._wire.ask("reopen the volume", _DEVICE, _UPDATE, found.tid, _LUN, text=text)
+            self._wire.ask("reopen the volume", DEVICE, UPDATE, found.tid, _LUN, text=text)
         emit("target.resized", target=self.name, volume_id=spec.volume_id, length=length)
 
     def _ask_held(self, daemon: int, tid: int, text: str) -> bool:
@@ -388,12 +355,12 @@ class Tgt:
                 # without answers, initiators soon have nothing more to send. A held thread may have a lock
                 # that tgtd waits for to take their commands: let it go, and catch a better moment
                 time.sleep(_SETTLE)
-                probe = self._wire.send(*_NOTHING)
-                lively = _answers_within(probe, _HOLD)
+                probe = self._wire.send(*NOTHING)
+                lively = answers_within(probe, _HOLD)
                 if lively:
-                    asked = self._wire.send(_DEVICE, _UPDATE, tid, _LUN, text=text)
-                    _answers_within(asked, 10 * _HOLD)
-            _answers_within(probe, _PATIENCE)
+                    asked = self._wire.send(DEVICE, UPDATE, tid, _LUN, text=text)
+                    answers_within(asked, 10 * _HOLD)
+            answers_within(probe, PATIENCE)
             probe.close()
             if lively:
                 self._wire.receive(asked, "reopen the volume")
@@ -409,11 +376,11 @@ class Tgt:
             if _LUN in one.units and one.open_to
         )
 
-    def _targets(self, *owners: str) -> list[_Shown]:
+    def _targets(self, *owners: str) -> list[ShownTarget]:
         return [
             one
             for one in self._wire.targets()
-            if one.iqn.startswith(self._iqn("")) and 0 in one.units and one.units[0].owner in owners
+            if one.iqn.startswith(self._iqn("")) and 0 in one.units and _owner(one) in owners
         ]
 
     def restore(self, wanted: Iterable[ExportSpec], keep: Collection[str] = ()) -> Sequence[str]:
@@ -448,192 +415,16 @@ class Tgt:
         return f"{self._options.target_prefix}volume-{volume_id}"
 
 
-class _Wire:
-    """tgtd's management socket."""
-
-    def __init__(self, control: int) -> None:
-        self._path = f"/var/run/tgtd/socket.{control}"
-        self.leftovers = (self._path, f"{self._path}.lock")
-
-    def ask(
-        self,
-        deed: str,
-        mode: int,
-        op: int,
-        tid: int = -1,
-        lun: int = _NO_LUN_GIVEN,
-        *,
-        text: str = "",
-        force: bool = False,
-    ) -> str:
-        """The text that answers one request. Raises `TgtRefusal`; `StorageError` when tgtd is not there."""
-        return self.receive(self.send(mode, op, tid, lun, text=text, force=force), deed)
-
-    def send(
-        self,
-        mode: int,
-        op: int,
-        tid: int = -1,
-        lun: int = _NO_LUN_GIVEN,
-        *,
-        text: str = "",
-        force: bool = False,
-    ) -> socket.socket:
-        """Send one request; its answer comes by the socket. Raises `StorageError`."""
-        body = text.encode() + b"\0" if text else b""
-        length = _REQUEST.size + len(body)
-        head = _REQUEST.pack(mode, op, b"iscsi", length, tid, 0, lun, 0, 0, 0, 0, 0, int(force))
-        channel: socket.socket | None = None
-        try:
-            channel = self._connect()
-            channel.sendall(head + body)
-        except OSError as problem:
-            if channel is not None:
-                channel.close()
-            raise _silence(problem) from None
-        return channel
-
-    def receive(self, channel: socket.socket, deed: str) -> str:
-        """The answer to a request that was sent. Raises `TgtRefusal`; `StorageError` when tgtd is gone."""
-        try:
-            with channel:
-                answer = b"".join(iter(lambda: channel.recv(1 << 18), b""))
-        except OSError as problem:
-            raise _silence(problem) from None
-        if len(answer) < _ANSWER.size:
-            raise StorageError(f"The iSCSI target daemon broke off when asked to {deed}.")
-        number, _ = _ANSWER.unpack_from(answer)
-        if number:
-            raise TgtRefusal(deed, number)
-        return answer[_ANSWER.size :].rstrip(b"\0").decode(errors="replace")
-
-    def _connect(self) -> socket.socket:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        channel.settimeout(_PATIENCE)
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                channel.connect(self._path)
-                return channel
-            except BlockingIOError:  # too many are waiting already
-                if time.monotonic() > deadline:
-                    channel.close()
-                    raise
-                time.sleep(0.005)
-            except OSError:
-                channel.close()
-                raise
-
-    def answers(self) -> bool:
-        """Whether a daemon is there."""
-        with contextlib.suppress(StorageError):
-            self.ask("answer", _SYSTEM, _SHOW)
-            return True
-        return False
-
-    def peer(self) -> int | None:
-        """Process id of the daemon.
-
-        Asked with a request: a connection that ends without one tgtd judges by the last error of any other,
-        and where that was "try again" it keeps it, and polls it for ever.
-        """
-        with contextlib.suppress(StorageError), self.send(*_NOTHING) as channel:
-            credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            with contextlib.suppress(StorageError):
-                self.receive(channel, "answer")
-            return int(struct.unpack("3i", credentials)[0])
-        return None
-
-    def portals(self) -> set[str]:
-        """Where it listens."""
-        return set(
-            re.findall(r"^Portal: (.+),\d+$", self.ask("show its portals", _PORTAL, _SHOW), re.MULTILINE)
-        )
-
-    def targets(self) -> list[_Shown]:
-        """Everything that tgtd serves."""
-        return list(_parse(self.ask("show its targets", _TARGET, _SHOW)))
-
-    def find(self, iqn: str) -> _Shown | None:
-        """The target of that name."""
-        shown = self.ask("show its targets", _TARGET, _SHOW)
-        # only its own part is parsed: thousands of targets make megabytes of text
-        match = re.search(rf"^Target \d+: {re.escape(iqn)}\n(?: .*\n)*", shown + "\n", re.MULTILINE)
-        return next(_parse(match.group()), None) if match else None
-
-    def close_to_all(self, target: _Shown) -> None:
-        """Let no initiator log in any more; sessions that stand are left."""
-        for address in target.open_to:
-            text = f"initiator-address={address}"
-            self.ask("close the target", _TARGET, _UNBIND, target.tid, text=text)
-        target.open_to.clear()
-
-    def open_to_all(self, target: _Shown) -> None:
-        """Let initiators log in who know the account."""
-        try:
-            self.ask("open the target", _TARGET, _BIND, target.tid, text="initiator-address=ALL")
-        except TgtRefusal as refusal:
-            if refusal.number not in TgtRefusal.EXISTS:
-                raise
-
-    def forget_account(self, user: str) -> None:
-        """Delete an account, which unbinds it everywhere; a missing one is success."""
-        try:
-            self.ask("delete an account", _ACCOUNT, _DELETE, text=f"user={user}")
-        except TgtRefusal as refusal:
-            if refusal.number != TgtRefusal.NO_USER:
-                raise
+def _owner(found: ShownTarget) -> str:
+    """The back end that has marked a target, if any: tgtd gives it an identity of its own at first."""
+    identity = found.units[0].identity
+    return identity if identity.startswith(_OWNER) else ""
 
 
-def _parse(shown: str) -> Iterator[_Shown]:
-    """Targets from tgtd's indented text."""
-    target: _Shown | None = None
-    unit = _Unit()
-    part = ""
-    for line in shown.splitlines():
-        depth = len(line) - len(line.lstrip(" "))
-        name, _, value = line.strip().partition(": ")
-        if depth == 0 and name.startswith("Target "):
-            if target is not None:
-                yield target
-            target = _Shown(int(name.split()[1]), value)
-        elif target is None:
-            continue
-        elif depth == 4:
-            part = name
-        elif part.startswith("System") and name == "State":
-            target.ready = value == "ready"
-        elif part.startswith("I_T nexus") and depth == 8:
-            target.connected = True
-        elif part.startswith("Account"):
-            target.accounts.append(name.removesuffix(" (outgoing)"))
-        elif part.startswith("ACL"):
-            target.open_to.append(name)
-        elif name == "LUN":
-            unit = target.units[int(value)] = _Unit()
-        elif part.startswith("LUN"):
-            _note(unit, name, value)
-    if target is not None:
-        yield target
-
-
-def _note(unit: _Unit, name: str, value: str) -> None:
-    if name == "Backing store path":
-        unit.path = value
-    elif name == "SCSI SN":
-        unit.serial = value
-    elif name == "SCSI ID":
-        unit.identity = value
-    elif name == "Online":
-        unit.online = value == "Yes"
-    elif name == "Thin-provisioning":
-        unit.thin = value == "Yes"
-
-
-def _is_as_wanted(found: _Shown, spec: ExportSpec) -> bool:
+def _is_as_wanted(found: ShownTarget, spec: ExportSpec) -> bool:
     unit, zero = found.units.get(_LUN), found.units.get(0)
     return (
-        unit == _Unit(_path(spec), spec.volume_id, _identity(spec), online=True, thin=True)
+        unit == Unit(_path(spec), spec.volume_id, _identity(spec), online=True, thin=True)
         and zero is not None
         and zero.serial == _digest(spec.secret)
         and found.accounts == [spec.secret["username"]]
@@ -658,14 +449,6 @@ def _path(spec: ExportSpec) -> str:
     if "," in spec.address.location:
         raise StorageError("The iSCSI target daemon cannot serve a path that has a comma.", retry=False)
     return spec.address.location
-
-
-def _answers_within(channel: socket.socket, seconds: float) -> bool:
-    return bool(select.select([channel], [], [], seconds)[0])
-
-
-def _silence(problem: OSError) -> StorageError:
-    return StorageError(f"The iSCSI target daemon does not answer: {problem.strerror or problem}.")
 
 
 def _listens(pid: int, port: int) -> bool:

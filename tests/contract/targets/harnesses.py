@@ -24,7 +24,8 @@ from lapilli.adapters.targets.local import Local, LocalOptions
 from lapilli.adapters.targets.nbd import Nbd, NbdOptions
 from lapilli.adapters.targets.qmp import Qmp
 from lapilli.adapters.targets.sim import SimTarget, SimTargetOptions
-from lapilli.adapters.targets.tgt import Tgt, TgtOptions, _Wire
+from lapilli.adapters.targets.tgt import Tgt, TgtOptions
+from lapilli.adapters.targets.tgt_wire import Wire
 from lapilli.ports.driver import BlockAddress
 from lapilli.ports.target import Target
 from tests.contract.conftest import MIB
@@ -115,7 +116,7 @@ class TgtHarness(Harness):
     """tgtd, and QEMU's iSCSI initiator (libiscsi)."""
 
     title = "tgt"
-    effects = ((_Wire, "send"),)
+    effects = ((Wire, "send"),)
 
     @property
     def options(self) -> dict[str, str]:
