@@ -19,6 +19,7 @@ def serving(state: Path, back_end: Mapping[str, Any]) -> Iterator[Service]:
     made.config = {"DEFAULT": {"enabled_backends": "ceph"}, "ceph": dict(back_end)}
     made.start()
     try:
+        made.wait_for_backends(60)
         yield made
     finally:
         made.end()

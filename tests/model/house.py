@@ -52,6 +52,7 @@ class House:
             "admin": Actor("admin", projects["admin"], "admin"),
         }
         self.service.start()
+        self.service.wait_for_backends()
         for actor in self.actors.values():
             self.service.add_user(f"the-{actor.name}", actor.project, actor.role)
         pools = self.get("admin", "/scheduler-stats/get_pools?detail=true")["pools"]
