@@ -140,6 +140,8 @@ class Nbd:
             if self._stands(daemon, spec):
                 return
             daemon.end()
+            if spec.chosen("tls") == "x509":
+                daemon.put_certificates(Path(str(self._options.nbd_tls_x509_cert_dir)).absolute())
             try:
                 daemon.start(spec.address, _told(spec), self._server(spec), spec.limits)
             except StorageError:
@@ -166,8 +168,7 @@ class Nbd:
         if spec.chosen("tls") == "psk":
             return ["--object", "tls-creds-psk,id=tls,endpoint=server,dir=keys", *_listening(address, "tls")]
         if spec.chosen("tls") == "x509":
-            place = str(self._options.nbd_tls_x509_cert_dir).replace(",", ",,")
-            credentials = f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={place}"
+            credentials = "tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir=keys"
             return ["--object", credentials, *_listening(address, "tls")]
         return _listening(address, None)
 

@@ -1,8 +1,9 @@
 """One qemu-storage-daemon, which serves one volume over NBD: its directory, its life, its block nodes.
 
 The directory derives from the volume's id and holds all there is to know: `export.json` (what is served, no
-secret), `keys` (the pre-shared key, mode 0600), `monitor` (the daemon's QMP socket) and `alive`, a file that
-the daemon holds locked for as long as it lives. Whoever changes something holds the directory locked.
+secret), `keys` (the pre-shared key, mode 0600, or links to certificates), `monitor` (the daemon's QMP socket)
+and `alive`, a file that the daemon holds locked for as long as it lives. Whoever changes something holds the
+directory locked.
 
 A volume is a chain of nodes: what holds the bytes, raw, and two throttles, for limits of the sum and for
 those of reads and writes. QEMU measures a chain when it is opened and keeps the size of an export, so a
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lapilli.adapters import qemu
+from lapilli.adapters.targets import dh
 from lapilli.adapters.targets.qmp import Qmp, QmpRefusal
 from lapilli.errors import StorageError
 from lapilli.ports.driver import BlockAddress
@@ -32,6 +34,7 @@ PROGRAM = "qemu-storage-daemon"
 _START = 30.0  # seconds until the daemon serves: it may have to reach a cluster first
 _QUIT = 5.0  # seconds for the daemon to finish what it does, then it is killed
 _TICK = 0.005
+_CERTIFICATES = ("ca-cert.pem", "ca-crl.pem", "server-cert.pem", "server-key.pem")  # as QEMU wants them
 _GROUPS = {"total": ("total",), "split": ("read", "write")}  # QEMU refuses both kinds in one throttle
 _MOST = 10**15  # QEMU's largest limit
 
@@ -96,18 +99,33 @@ class Daemon:
 
     def put_key(self, secret: Mapping[str, str]) -> None:
         """Keep the pre-shared key where the daemon reads it at each handshake."""
+        self._put("keys.psk", f"{secret['username']}:{secret['password']}\n")
+        self._put(dh.FILE, dh.FFDHE3072)
+
+    def put_certificates(self, place: Path) -> None:
+        """Keep links to a server's certificates where the daemon reads them when it starts."""
+        fresh = self._keys() / "new"
+        for name in (*_CERTIFICATES, dh.FILE):
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(place / name)
+            fresh.rename(self._keys() / name)
+        if not (place / dh.FILE).exists():
+            self._put(dh.FILE, dh.FFDHE3072)
+
+    def _keys(self) -> Path:
         keys = self.directory / "keys"
         keys.mkdir(mode=0o700, exist_ok=True)
-        line = f"{secret['username']}:{secret['password']}\n"
+        return keys
+
+    def _put(self, name: str, text: str) -> None:
+        path, fresh = self._keys() / name, self._keys() / "new"
         with contextlib.suppress(FileNotFoundError):
-            if (keys / "keys.psk").read_text() == line:
+            if path.read_text() == text:
                 return
-        fresh = keys / "new"
-        with contextlib.suppress(FileNotFoundError):
-            fresh.unlink()
+        fresh.unlink(missing_ok=True)
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(line)
-        fresh.rename(keys / "keys.psk")
+            file.write(text)
+        fresh.rename(path)
 
     # -- its life -----------------------------------------------------------------------------------------
 

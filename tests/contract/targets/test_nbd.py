@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import os
 import signal
 import socket
@@ -14,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lapilli.adapters.targets import storage_daemon
+from lapilli.adapters.targets import dh, storage_daemon
 from lapilli.adapters.targets.nbd import Nbd, NbdOptions
 from lapilli.errors import ConfigError, StorageError
 from lapilli.ports.driver import BlockAddress
@@ -256,6 +258,18 @@ def test_without_tls_on_loopback(tmp_path: Path, exportable: Make, harness: NbdH
     assert io(harness, info_of(harness, plain, spec), "write -P 7 0 64k", "read -P 7 0 64k")
 
 
+def test_the_group_is_the_one_of_the_standard() -> None:
+    """RFC 7919, appendix A.2: 2^3072 - 2^3008 + (floor(2^2942 * e) + 2625351) * 2^64 - 1."""
+    term, euler, count = 1 << 3200, 0, 0
+    while term:
+        euler, count = euler + term, count + 1
+        term //= count
+    prime = 2**3072 - 2**3008 + ((euler >> (3200 - 2942)) + 2625351) * 2**64 - 1
+    numbers = b"\x02\x82\x01\x81" + prime.to_bytes(385, "big") + b"\x02\x01\x02"  # DER: INTEGER, INTEGER
+    whole = b"\x30\x82" + len(numbers).to_bytes(2, "big") + numbers
+    assert base64.b64decode("".join(dh.FFDHE3072.splitlines()[1:-1])) == whole
+
+
 def test_certificates(tmp_path: Path, exportable: Make, harness: NbdHarness) -> None:
     ours, strangers = _authority(tmp_path / "ours"), _authority(tmp_path / "strangers")
     port = free_port()
@@ -271,6 +285,14 @@ def test_certificates(tmp_path: Path, exportable: Make, harness: NbdHarness) -> 
     assert _size(f"{uri}{ours}") == str(64 * MIB)
     assert _size(f"{uri}{strangers}") is None
     assert not io(harness, info_of(harness, target, spec), "read 0 4k"), "without a certificate"
+    # the site's own group, and other certificates, are taken by the next start
+    (strangers / dh.FILE).write_text(dh.FFDHE3072)
+    moved = dataclasses.replace(options, nbd_tls_x509_cert_dir=str(strangers))
+    target = Nbd(moved, name="files", state_dir=str(harness.state))
+    harness.perish()
+    target.export(spec)
+    assert _size(f"{uri}{strangers}") == str(64 * MIB)
+    assert _size(f"{uri}{ours}") is None
 
 
 def _size(uri: str) -> str | None:
