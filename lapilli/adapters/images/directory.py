@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from lapilli.adapters.images import convert
+from lapilli.adapters.images import convert, hashes
 from lapilli.context import Context
 from lapilli.domain.model import Image
 from lapilli.errors import Conflict, Forbidden, ImageUnacceptable, InvalidInput, LapilliError, StorageError
@@ -37,7 +37,6 @@ _log = logging.getLogger("lapilli.images")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _PIECE = 1 << 20
 _MOST_HOLES = 4 << 30  # bytes of holes that are hashed all the same: some seconds
-_HASH = "os_hash_value"
 
 
 class ProtectedImage(Forbidden):
@@ -104,10 +103,11 @@ class DirectoryImages:
         if image.status != "active" or status.st_size != image.size:
             raise ImageUnacceptable(f"The content of image {image.id} is not complete.")
         version = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if image.checksum is None or self._verified.get(image.id) == version:
+        algorithm, wanted = hashes.expected(image)
+        if wanted is None or self._verified.get(image.id) == version:
             yield Content(path, lambda: None)
             return
-        comparison = _Comparison(path, image.checksum)
+        comparison = _Comparison(path, algorithm, wanted)
         try:
 
             def whole() -> None:
@@ -212,14 +212,14 @@ class DirectoryImages:
         it stays as it is then.
         """
         virtual_size = convert.check(part, image.disk_format or "")
-        hashes = _hashes(part, progress)
-        told = {"os_hash_algo": "sha512", _HASH: hashes[1]} if hashes else {}
+        sums = _sums(part, progress)
+        told = {hashes.ALGORITHM: "sha512", hashes.VALUE: sums[1]} if sums else {}
         active = msgspec.structs.replace(
             image,
             status="active",
             size=os.path.getsize(part),
             virtual_size=virtual_size,
-            checksum=hashes[0] if hashes else None,
+            checksum=sums[0] if sums else None,
             properties={**image.properties, **told},
             updated_at=_now(),
         )
@@ -277,13 +277,14 @@ class DirectoryImages:
 
 
 class _Comparison:
-    """Compares a file with its MD5 sum, once per process for each state of the file, in a thread.
+    """Compares a file with its hash, once per process for each state of the file, in a thread.
 
     So it goes on beside the conversion; both read the same pages.
     """
 
-    def __init__(self, path: str, checksum: str) -> None:
-        self._path, self._checksum = path, checksum
+    def __init__(self, path: str, algorithm: str, wanted: str) -> None:
+        self._path, self._wanted = path, wanted
+        self._digest = hashlib.new(algorithm, usedforsecurity=False)
         self._done = 0
         self._stopped = False
         self._result: bool | OSError = False
@@ -291,7 +292,7 @@ class _Comparison:
         self._thread.start()
 
     def _run(self) -> None:
-        digest = hashlib.md5(usedforsecurity=False)
+        digest = self._digest
         try:
             with open(self._path, "rb") as file:
                 for piece in iter(lambda: file.read(_PIECE), b""):
@@ -299,7 +300,7 @@ class _Comparison:
                         return
                     digest.update(piece)
                     self._done += len(piece)
-            self._result = digest.hexdigest() == self._checksum
+            self._result = digest.hexdigest() == self._wanted
         except OSError as problem:
             self._result = problem
 
@@ -362,7 +363,7 @@ def _copy(stream: IO[bytes], target: IO[bytes], total: int, progress: Progress) 
     target.truncate(done)
 
 
-def _hashes(path: str, progress: Progress) -> tuple[str, str] | None:
+def _sums(path: str, progress: Progress) -> tuple[str, str] | None:
     """MD5 (what Glance calls the checksum) and SHA-512 in hexadecimal, of a file that is then on the disk.
 
     None for a file that is mostly holes: a tenant can make one of terabytes in no time, and reading it takes

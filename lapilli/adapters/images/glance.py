@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from lapilli.adapters.images import scratch, signatures
+from lapilli.adapters.images import hashes, scratch, signatures
 from lapilli.adapters.images.image_api import (
     GlanceOptions,
     ImageApi,
@@ -226,9 +226,7 @@ class _Sent:
 
 def _write(pieces: Iterator[bytes], path: str, image: Image, progress: Progress) -> None:
     """Store an image's content, sparsely. Raises `ImageUnacceptable` when it is not what it should be."""
-    algorithm, wanted = image.properties.get("os_hash_algo", ""), image.properties.get("os_hash_value")
-    if not wanted or algorithm not in hashlib.algorithms_available:
-        algorithm, wanted = "md5", image.checksum
+    algorithm, wanted = hashes.expected(image)
     digest, done = hashlib.new(algorithm, usedforsecurity=False), 0
     with open(path, "wb") as file:
         for piece in pieces:
