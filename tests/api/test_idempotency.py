@@ -336,4 +336,4 @@ def test_killed_at_any_moment_nothing_is_made_twice_or_lost(own_service: Service
             )
     listed = [each["name"] for each in good(api.get("/v3/volumes"))["volumes"]]
     assert sorted(listed) == sorted(body["volume"]["name"] for body in asked.values())
-    until(lambda: not ids(api.get("/v3/volumes?status=creating&limit=1"), "volumes"))
+    until(lambda: not ids(api.get("/v3/volumes?status=creating&limit=1"), "volumes"), 60)
