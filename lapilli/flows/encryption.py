@@ -154,12 +154,16 @@ def make_key(work: Work, volume: Volume) -> Volume:
 
 
 def drop_key(work: Work, volume: Volume) -> None:
-    """Remove a volume's key, once its bytes are gone."""
-    drop_key_of(work, volume.id, volume.encryption_key_id, volume.project_id)
+    """Remove a volume's key, once its bytes are gone. Raises `LeaseLost`.
+
+    Removing the bytes may have taken until others have made the volume elsewhere, with a key of its own.
+    """
+    owner, key_id = volume_owner(volume.id), volume.encryption_key_id
+    _store(work).delete(owner, key_id, volume.project_id, ours=work.transaction)
 
 
 def drop_key_of(work: Work, volume_id: str, key_id: str | None, project_id: str) -> None:
-    """Remove the key of a volume that may not be known any more."""
+    """Remove the key of a volume that is not known any more."""
     _store(work).delete(volume_owner(volume_id), key_id, project_id)
 
 

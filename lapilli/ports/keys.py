@@ -8,13 +8,16 @@ log, no error and no argument of a program. All raise `KeyStoreError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import msgspec
 
 from lapilli.domain.encryption import Layout
 from lapilli.ports.driver import BlockAddress, Progress
+
+Guard = Callable[[], AbstractContextManager[object]]
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -43,8 +46,12 @@ class KeyStore(Protocol):
     def get(self, key_id: str, project_id: str) -> bytes:
         """The key's bits."""
 
-    def delete(self, owner: str, key_id: str | None, project_id: str) -> None:
-        """Remove the owner's key; a missing one is success. Without an id, it is looked for by its owner."""
+    def delete(self, owner: str, key_id: str | None, project_id: str, *, ours: Guard = nullcontext) -> None:
+        """Remove the owner's key; a missing one is success. Without an id, it is looked for by its owner.
+
+        `ours` raises where the key may be somebody else's by now, as the owner's next one has the same name.
+        It is entered when it is known what is to be removed, and held no longer than a moment.
+        """
 
     def keys(self, project_ids: Iterable[str]) -> Sequence[Key]:
         """All keys of these projects, or of all where the store does not know projects."""

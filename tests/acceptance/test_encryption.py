@@ -19,7 +19,7 @@ from tests.acceptance import disks
 from tests.acceptance.disks import CONNECTOR, GIB, MIB
 from tests.acceptance.processes import lapilli
 from tests.api.steps import fresh, good, refused
-from tests.service import Api, Service
+from tests.service import Api, Service, until
 
 LUKS = {"provider": "luks", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 256}
 HEADER = {"luks": 4 * MIB, "luks2": 16 * MIB}
@@ -66,6 +66,35 @@ def image(sealing: Service, content: bytes, tmp_path_factory: pytest.TempPathFac
     done = lapilli(sealing, "image", "add", str(path), "--name", "sample")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_a_worker_that_comes_back_late_leaves_the_key_of_what_others_have_made(own_service: Service) -> None:
+    """It was to clean up after a create that failed, and hung; meanwhile the volume was made elsewhere."""
+    own_service.config = {
+        "DEFAULT": {"enabled_backends": "one,two", "operation_deadlines": "volume.create=2"},
+        "one": {"volume_driver": "sim", "sim_capacity_gb": 1000},
+        "two": {"volume_driver": "sim", "sim_capacity_gb": 100},
+    }
+    own_service.start()
+    own_service.wait_for_backends()
+    api = Api(own_service)
+    kind = good(api.post("/v3/types", {"volume_type": {"name": "sealed"}}, as_="admin"))["volume_type"]["id"]
+    good(api.post(f"/v3/types/{kind}/encryption", {"encryption": LUKS}, as_="admin"))
+    own_service.suffer(
+        {"call": "staging", "error": "The disk is on fire."},
+        {"call": "delete", "hang": True, "times": 1},
+        backend="one",
+    )
+    volume = api.volume(volume_type="sealed")
+    assert volume["os-vol-host-attr:host"].endswith("@two#two")
+    (key,) = keys_of(own_service)
+    own_service.suffer(backend="one")
+    until(lambda: "was taken over by another worker" in own_service.log.read_text())
+    assert keys_of(own_service) == {key}
+    assert lapilli(own_service, "passphrase", volume["id"]).returncode == 0
+    good(api.delete(f"/v3/volumes/{volume['id']}"), 202)
+    api.wait_gone(f"/v3/volumes/{volume['id']}")
+    assert keys_of(own_service) == set()
 
 
 @pytest.fixture(autouse=True)

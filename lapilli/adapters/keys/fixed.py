@@ -6,9 +6,10 @@ Its id is all zeros, which volumes do not show. Whoever has the configuration ca
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 from lapilli.errors import ConfigError, KeyStoreError
-from lapilli.ports.keys import Key
+from lapilli.ports.keys import Guard, Key
 
 KEY_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -53,9 +54,9 @@ class FixedKey:
             raise KeyStoreError(f"Key {key_id} is not known: there is a fixed key only.")
         return self._key
 
-    def delete(self, owner: str, key_id: str | None, project_id: str) -> None:
+    def delete(self, owner: str, key_id: str | None, project_id: str, *, ours: Guard = nullcontext) -> None:
         """It stays."""
-        del owner, key_id, project_id
+        del owner, key_id, project_id, ours
 
     def keys(self, project_ids: Iterable[str]) -> Sequence[Key]:
         """None that is anybody's."""

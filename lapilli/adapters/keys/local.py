@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lapilli.errors import KeyStoreError
-from lapilli.ports.keys import Key
+from lapilli.ports.keys import Guard, Key
 
 _SPACE = uuid.UUID("6b1c8f5e-5f0a-4d0c-9a3e-7c1f0d2b4a11")  # ids of keys derive from it and from their owners
 _ENDING = ".key"
@@ -69,10 +69,12 @@ class LocalKeys:
                 return keywrap.aes_key_unwrap_with_padding(master, wrapped)
         raise KeyStoreError(f"Key {key_id} was wrapped by another master key than those that are here.")
 
-    def delete(self, owner: str, key_id: str | None, project_id: str) -> None:
+    def delete(
+        self, owner: str, key_id: str | None, project_id: str, *, ours: Guard = contextlib.nullcontext
+    ) -> None:
         """Remove the owner's file, whichever id is told: another's key is never meant."""
         del key_id, project_id
-        with _plainly("remove a key"), contextlib.suppress(FileNotFoundError):
+        with ours(), _plainly("remove a key"), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(str(self.key_for(owner))))
             _sync(self._directory)
 
