@@ -407,18 +407,19 @@ class Journal(Claims):
 
     def _revert(self, work: Work, error: Exception, step: int) -> None:
         """Undo the leg's tasks from `step` down, and write the end. What fails in it is tried again later."""
-        work.reverting = True
+        work.reverting, given_up = True, work.operation.attempts >= REVERT_ATTEMPTS  # so many have hung
         try:
-            if work.operation.attempts < REVERT_ATTEMPTS:  # more have hung already
+            if not given_up:
                 self._undo(work, step)
         except (LeaseLost, DatabaseUnavailable):
             raise
         except Exception as problem:
             if self._tried_again(work, problem):
                 return
+            given_up = True
             _log.exception("giving up undoing operation %s: something may be left behind", work.operation.id)
         try:
-            self._end_reverted(work, error)
+            self._end_reverted(work, error, unrecord_from=step if given_up else -1)
         except (LeaseLost, DatabaseUnavailable):
             raise
         except Exception as problem:
@@ -452,9 +453,14 @@ class Journal(Claims):
                 task.revert(work)
             work.timings.append(_timed(work, "reverted"))
 
-    def _end_reverted(self, work: Work, error: Exception) -> None:
+    def _end_reverted(self, work: Work, error: Exception, *, unrecord_from: int) -> None:
+        """Write the end; where undoing was given up, unwrite what it has not come to, for nobody to have."""
+        tasks = KINDS[work.operation.kind].legs[work.operation.role]
         with self.store.write() as connection:
             work.fence(connection)
+            for task in reversed(tasks[: unrecord_from + 1]):
+                if isinstance(task, RecordTask):
+                    task.unrecord(work, connection)
             KINDS[work.operation.kind].failed(work, connection, error)
             if not work.reschedule:
                 self._finish(work, connection, "failed", error)
