@@ -332,17 +332,21 @@ def test_a_host_is_forgotten_where_letting_it_out_was_given_up(house: Idle) -> N
 
     target.export, target.unexport = fails, busy  # type: ignore[method-assign]
 
-    def connect() -> Any:
-        return attachments.update(house.core, CONTEXT, attachment, CONNECTOR)
+    def connect() -> None:
+        with pytest.raises(StorageError, match="on fire"):
+            attachments.update(house.core, CONTEXT, attachment, CONNECTOR)
 
-    def at_once() -> int:
-        with house.core.store.write() as connection:  # not when its time has come
+    def given_up() -> bool:
+        with house.core.store.write() as connection:  # at once, not when its time has come
             connection.execute(tables.operations.update().values(lease_until=datetime(2020, 1, 1)))
-        return work()
+        house.work()
+        return bool(house.all(Operation)[-1].state == "failed")
 
-    work, house.work = house.work, at_once  # type: ignore[method-assign]
-    assert isinstance(house.waited_for(connect), StorageError)
-    until(lambda: house.work() == 0 and house.all(Operation)[-1].state == "failed")
+    thread = threading.Thread(target=connect)
+    thread.start()
+    until(lambda: house.all(Operation)[-1].kind == "attachment.connect")
+    until(given_up)
+    thread.join()
     assert house.report()["exports"] == house.report()["holders"] == []
     assert house.one(Volume).status == "reserved"
     attachments.delete(house.core, CONTEXT, attachment)

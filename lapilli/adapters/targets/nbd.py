@@ -232,7 +232,8 @@ class Nbd:
         for volume_id, spec in specs.items():
             daemon = self._daemon(volume_id)
             try:
-                stands = daemon.is_alive() and daemon.told == _told(spec)
+                with daemon.held() as there:  # only so: who looks holds up who starts it
+                    stands = there and daemon.is_alive() and daemon.told == _told(spec)
                 self.export(spec)
             except StorageError as problem:
                 mended.append(f"Volume {volume_id} could not be exported: {problem.message}")
