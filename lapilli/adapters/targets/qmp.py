@@ -12,7 +12,7 @@ from typing import Any
 from lapilli.errors import StorageError
 
 _PATIENCE = 30.0  # seconds for an answer
-_GREETING = 2.0  # seconds for the first words of a daemon
+GREETING = 2.0  # seconds for the first words of a daemon
 
 
 class QmpRefusal(StorageError):
@@ -22,10 +22,10 @@ class QmpRefusal(StorageError):
 class Qmp:
     """One connection to a daemon's monitor, the socket `name` in `directory`."""
 
-    def __init__(self, directory: str, name: str) -> None:
-        """Raises `StorageError` when none answers there."""
+    def __init__(self, directory: str, name: str, greeting: float = GREETING) -> None:
+        """Raises `StorageError` when none answers there within `greeting` seconds."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_GREETING)
+        self._socket.settimeout(greeting)
         try:
             self._connect(directory, name)
             self._stream = self._socket.makefile("rw", encoding="utf-8")

@@ -26,7 +26,7 @@ from typing import Any
 
 from lapilli.adapters import qemu
 from lapilli.adapters.targets import dh
-from lapilli.adapters.targets.qmp import Qmp, QmpRefusal
+from lapilli.adapters.targets.qmp import GREETING, Qmp, QmpRefusal
 from lapilli.errors import StorageError
 from lapilli.ports.driver import BlockAddress
 
@@ -163,12 +163,14 @@ class Daemon:
         command += ["--chardev", "socket,id=monitor,path=monitor,server=on,wait=off"]
         command += ["--monitor", "chardev=monitor"]
         child = self._spawn(command)
-        deadline = time.monotonic() + _START
+        deadline, greeting = time.monotonic() + _START, 0.1
         while child.poll() is None and time.monotonic() < deadline:
-            # written when all is set up. QEMU may never greet who connects to the monitor before
+            # written when all is set up. QEMU may never greet who connects to the monitor before, and now and
+            # then who connects just then: the next one is greeted
             if (self.directory / "daemon.pid").exists():
-                with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor"):
+                with contextlib.suppress(StorageError), Qmp(str(self.directory), "monitor", greeting):
                     return
+                greeting = min(2 * greeting, GREETING)
             time.sleep(_TICK)
         child.kill()
         child.wait()
