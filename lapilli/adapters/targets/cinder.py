@@ -3,6 +3,7 @@
 Who has been let in is kept in the volume's note with what the driver has answered, secrets included, as it is
 in the record of any export: that answer is the connection's information, and the driver is asked once. Who is
 to be let in is noted before the driver is asked: a call that ends late, or after this process, is undone too.
+Who is to be let out is noted, too, and no answer is believed then: what was left half way is asked for anew.
 """
 
 from __future__ import annotations
@@ -89,18 +90,42 @@ class CinderTarget:
                 continue
             connector = note.connections[key]["connector"]
             others = [each["connector"] for other, each in note.connections.items() if other != key]
+            self._doubt(volume_id, key)
             # the back end knows hosts, not who of a host holds a volume
             if not any(_host(each) == _host(connector) for each in others):
                 with contextlib.suppress(Missing):
-                    self._bridge.call("terminate_connection", self._volume(volume_id, note), connector)
+                    told = self._leaving(volume_id, note, key)
+                    self._bridge.call("terminate_connection", told, connector)
             self._forget(volume_id, key)
+
+    def _doubt(self, volume_id: str, key: str) -> None:
+        """Note that a connection may have ended, before it does."""
+
+        def step(present: dict[str, Any] | None) -> dict[str, Any] | None:
+            note = Note.of(present)
+            if note is None:
+                return None
+            if key in note.connections:
+                note.connections[key] = {**note.connections[key], "info": None}
+            return note.plain()
+
+        self._bridge.remembered().change("volume", volume_id, step)
+
+    def _leaving(self, volume_id: str, note: Note, key: str) -> dict[str, Any]:
+        """The volume for a driver that lets somebody out, who until then is among those that are attached."""
+        keys = {*note.connected(), key}
+        attached = [each["connector"] for other, each in note.connections.items() if other in keys]
+        told = self._volume(volume_id, note)
+        return {**told, "attachments": attached, "status": "in-use"}
 
     def _forget(self, volume_id: str, key: str) -> None:
         def step(present: dict[str, Any] | None) -> dict[str, Any] | None:
             note = Note.of(present)
             if note is None:
                 return None
-            note.connections.pop(key, None)
+            # one with an answer was let in since, by another worker
+            if key in note.connections and note.connections[key]["info"] is None:
+                note.connections.pop(key)
             return note.plain()
 
         self._bridge.remembered().change("volume", volume_id, step)
@@ -112,8 +137,12 @@ class CinderTarget:
             return
         last = list(note.connections)[-1]
         self._let_out(volume_id, [key for key in note.connections if key != last])
+        note = self._note(volume_id)  # without those
+        if note is None or last not in note.connections:
+            return
+        self._doubt(volume_id, last)
         with contextlib.suppress(Missing):
-            told = self._volume(volume_id, note)
+            told = self._leaving(volume_id, note, last)
             self._bridge.call("terminate_connection", told, note.connections[last]["connector"])
             with contextlib.suppress(Unsupported):
                 self._bridge.call("remove_export", CONTEXT, told)

@@ -3,7 +3,7 @@
 It runs in the environment that has Cinder. As many do, it gives each object an id of its own, finds it by
 nothing else, and exports volumes to named hosts with a CHAP account; it can neither revert nor take anything
 over. A file `hang` or `die` beside its own makes it do so when it has done what it was told, and before it
-answers; `tear` lets it die in the middle of its answer.
+answers; `tear` lets it die in the middle of its answer, and with `keep` it removes no export.
 """
 # ruff: noqa: ARG002 - Cinder calls these methods with all of that
 
@@ -124,6 +124,8 @@ class ArrayDriver(driver.BaseVD):
         pass
 
     def remove_export(self, context, volume):
+        if os.path.exists(os.path.join(self._directory, "keep")):
+            raise exception.VolumeBackendAPIException(data="the export cannot be removed now")
         self._change(lambda objects: self._find(objects, volume).update(removed=True))
 
     def initialize_connection(self, volume, connector):

@@ -189,6 +189,65 @@ def test_each_host_is_let_in_and_out_by_its_name(array: Array) -> None:
     assert array.holds() == []
 
 
+def test_who_was_let_out_half_way_is_let_in_anew(array: Array) -> None:
+    one = volume()
+    array.driver.create(one)
+    spec = export_of(array, one, FIRST)
+    for again in (lambda: array.target.export(spec), lambda: array.target.ensure(spec)):
+        array.target.export(spec)
+        array.mark("keep")
+        with pytest.raises(StorageError, match="cannot be removed now"):
+            array.target.unexport(one.id, spec.data)
+        array.mark("keep", there=False)
+        assert array.holds()[0]["hosts"] == []
+        assert array.target.connection_info(spec, FIRST, access_mode="rw")["data"] == {}
+        assert array.target.exports() == [one.id], "what is left of it is still to go"
+        again()
+        assert array.holds()[0]["hosts"] == ["iqn.one"]
+        assert array.target.connection_info(spec, FIRST, access_mode="rw")["data"]["target_iqn"]
+
+
+def test_who_was_let_in_while_a_late_worker_let_out_is_known(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = volume()
+    array.driver.create(one)
+    spec, bridge = export_of(array, one, FIRST), array.driver._bridge
+    array.target.export(spec)
+    call = bridge.call
+
+    def overtaken(method: str, *words: Any) -> Any:
+        monkeypatch.setattr(bridge, "call", call)
+        answer = call(method, *words)
+        array.target.export(spec)
+        return answer
+
+    monkeypatch.setattr(bridge, "call", overtaken)
+    array.target.export(export_of(array, one))
+    assert (array.holds()[0]["hosts"], array.target.exports()) == (["iqn.one"], [one.id])
+
+
+def test_the_driver_is_told_of_those_attachments_that_are_left(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = volume()
+    array.driver.create(one)
+    guests = [{**FIRST, "mountpoint": "/dev/vdb"}, {**FIRST, "mountpoint": "/dev/vdc"}, SECOND]
+    for number in (1, 2, 3):  # one after the other, so that their order is known
+        array.target.export(export_of(array, one, *guests[:number]))
+    bridge, told = array.driver._bridge, []
+    call = bridge.call
+
+    def heard(method: str, *words: Any) -> Any:
+        if method == "terminate_connection":
+            told.append((words[1], words[0]["attachments"]))
+        return call(method, *words)
+
+    monkeypatch.setattr(bridge, "call", heard)
+    array.target.unexport(one.id, {})
+    assert told == [(guests[1], guests[1:]), (SECOND, [SECOND])]
+
+
 def test_at_the_start_those_are_let_in_who_hold_a_volume_and_no_others(array: Array) -> None:
     held, left = volume(), volume()
     for each in (held, left):
