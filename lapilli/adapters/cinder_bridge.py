@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Note(msgspec.Struct):
     the size in GiB, 0 for what was dropped; `kept` is what the driver has told, by that id; `adopting` is the
     id by which it is to know what is being taken over; `connections` are those that were let in, without
     an `info` those that may have been. Of a snapshot also the `volume`, and that one's id at the driver
-    (`origin`).
+    (`origin`). `born` tells it from the note of another that had this id before.
     """
 
     live: str | None = None
@@ -79,11 +80,17 @@ class Note(msgspec.Struct):
     volume: str | None = None
     origin: str | None = None
     connections: dict[str, dict[str, Any]] = {}
+    born: str = ""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> Note | None:
         """A note, from what is stored."""
         return None if plain is None else msgspec.convert(plain, cls)
+
+    @classmethod
+    def fresh(cls) -> Note:
+        """A note of an object that has none."""
+        return cls(born=str(uuid.uuid4()))
 
     def connected(self) -> Sequence[str]:
         """Keys of those connections of which the driver has said that they are let in."""

@@ -88,7 +88,7 @@ class CinderManaging(CinderObjects):
         same = reference.get(BY_NAME) == self._bridge.name_of(kind, identifier)  # nothing becomes itself
 
         def step(present: dict[str, Any] | None) -> dict[str, Any]:
-            note = Note.of(present) or Note()
+            note = Note.of(present) or Note.fresh()
             if note.live is None and note.adopting is None:
                 free = not same and identifier not in note.tries
                 note.adopting, note.size = identifier if free else str(uuid.uuid4()), size
@@ -133,7 +133,7 @@ class CinderManaging(CinderObjects):
         if self._options.cinder_find_by == BY_NAME:
             reference = self._renamed("", told, reference, dict(to or {BY_NAME: f"unmanaged-{volume.id}"}))
         self._bridge.call("unmanage", {**told, "name": reference[BY_NAME]})
-        self._let_go("volume", volume.id, volume.pool)
+        self._let_go("volume", volume.id, note, volume.pool)
         return reference
 
     def _left(self, reference: dict[str, str]) -> dict[str, str] | None:
@@ -159,9 +159,9 @@ class CinderManaging(CinderObjects):
         self._bridge.call(method, {**told, "name": wanted[BY_NAME]}, present)
         return wanted
 
-    def _let_go(self, kind: str, identifier: str, pool: str) -> None:
+    def _let_go(self, kind: str, identifier: str, note: Note, pool: str) -> None:
         self._drop(kind, identifier, pool)
-        self._bridge.remembered().change(kind, identifier, lambda _: None)
+        self._strike(kind, identifier, note)
 
     def release_snapshot(
         self, snapshot: SnapshotRef, to: Mapping[str, str] | None = None
@@ -179,5 +179,5 @@ class CinderManaging(CinderObjects):
         if self._options.cinder_find_by == BY_NAME:
             reference = self._renamed("_snapshot", told, reference, wanted)
         self._bridge.call("unmanage_snapshot", {**told, "name": reference[BY_NAME]})
-        self._let_go("snapshot", snapshot.id, snapshot.pool)
+        self._let_go("snapshot", snapshot.id, note, snapshot.pool)
         return reference

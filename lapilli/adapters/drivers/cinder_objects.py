@@ -69,7 +69,7 @@ class CinderObjects:
 
         def step(present: dict[str, Any] | None) -> dict[str, Any]:
             nonlocal chosen
-            note = Note.of(present) or Note()
+            note = Note.of(present) or Note.fresh()
             taken = {note.live, *note.tries}
             chosen = identifier if identifier not in taken else str(uuid.uuid4())
             for key, value in facts.items():
@@ -157,7 +157,23 @@ class CinderObjects:
             return
         for alias in [*([note.live] if note.live else []), *note.tries]:
             self._remove(kind, identifier, note, alias, pool)
-        self._bridge.remembered().change(kind, identifier, lambda _: None)
+        self._strike(kind, identifier, note)
+
+    def _strike(self, kind: str, identifier: str, gone: Note) -> None:
+        """Take what is gone off the note, which goes with the last of it; what was made since stays."""
+
+        def step(present: dict[str, Any] | None) -> dict[str, Any] | None:
+            note = Note.of(present)
+            if note is None or note.born != gone.born:
+                return present
+            for alias in (gone.live or "", *gone.tries):
+                note.live = None if note.live == alias else note.live
+                note.tries.pop(alias, None)
+                note.kept.pop(alias, None)
+            note.adopting = None if note.adopting == gone.adopting else note.adopting
+            return note.plain() if note.live or note.tries else None
+
+        self._bridge.remembered().change(kind, identifier, step)
 
     def _learn(self, kind: str, identifier: str, alias: str, kept: dict[str, Any], size: int) -> None:
         """Keep what the driver has told of an object that stays."""

@@ -125,6 +125,46 @@ def test_a_create_that_was_cut_off_is_done_again_and_leaves_nothing(array: Array
     assert array.holds() == []
 
 
+def test_a_late_delete_leaves_what_was_made_since(array: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, bridge = volume(), array.driver._bridge
+    array.driver.create(one)
+    call = bridge.call
+
+    def overtaken(method: str, *words: Any) -> Any:
+        monkeypatch.setattr(bridge, "call", call)
+        answer = call(method, *words)
+        array.driver.delete(one)
+        array.driver.create(one)
+        return answer
+
+    monkeypatch.setattr(bridge, "call", overtaken)
+    array.driver.delete(one)
+    assert (array.driver.volumes(), len(array.holds())) == ([one.id], 1)
+    array.driver.delete(one)
+    assert (array.driver.volumes(), array.holds()) == ([], [])
+
+
+def test_a_delete_forgets_nothing_that_it_has_not_deleted(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes the volume at that time has entered it, and it is found again by nothing else."""
+    one, bridge = volume(), array.driver._bridge
+    array.driver.create(one)
+    call = bridge.call
+
+    def overtaken(method: str, *words: Any) -> Any:
+        monkeypatch.setattr(bridge, "call", call)
+        note, alias = array.driver._try("volume", one.id, 1)
+        call("create_volume", array.driver._volume(one, note, alias))
+        return call(method, *words)
+
+    monkeypatch.setattr(bridge, "call", overtaken)
+    array.driver.delete(one)
+    assert (array.driver.volumes(), len(array.holds())) == ([], 1)
+    array.driver.delete(one)
+    assert (bridge.remembered().all("volume"), array.holds()) == ({}, [])
+
+
 def test_a_driver_that_dies_in_the_middle_of_its_answer_is_started_again(array: Array) -> None:
     one = volume()
     array.driver.create(one)
