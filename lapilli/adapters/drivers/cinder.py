@@ -141,7 +141,7 @@ class CinderDriver(CinderManaging):
         told = self._frozen(note, alias, snapshot.pool)
         told["volume"]["status"] = "in-use" if in_use else "available"
         answer = self._bridge.call("create_snapshot", told)
-        self._settle("snapshot", snapshot.id, alias, answer, snapshot.pool)
+        self._settle("snapshot", snapshot.id, note, alias, answer, snapshot.pool)
         progress(of.size * GIB, of.size * GIB)
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
@@ -175,7 +175,7 @@ class CinderDriver(CinderManaging):
         """Make another volume, and let it be this one; the one before goes, or stays for its snapshots."""
         entered, made = self._try("volume", volume.id, before.size)
         answer = build(self._volume(volume, entered, made))
-        self._become("volume", volume.id, made, answer.of(made), over=True)
+        self._claim("volume", volume.id, entered, made, answer, volume.pool, over=True)
         self._drop("volume", volume.id, volume.pool)
         if before.live is not None:
             with contextlib.suppress(StorageError):

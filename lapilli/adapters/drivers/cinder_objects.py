@@ -98,10 +98,32 @@ class CinderObjects:
 
         return Note.of(self._bridge.remembered().change(kind, identifier, step)) or Note()
 
-    def _drop(self, kind: str, identifier: str, pool: str, *, only: str | None = None) -> None:
+    def _claim(
+        self,
+        kind: str,
+        identifier: str,
+        made: Note,
+        alias: str,
+        answer: Answer,
+        pool: str,
+        *,
+        over: bool = False,
+    ) -> Note:
+        """Let what was made be the object, or delete it: once it was dropped, nobody else knows of it."""
+        made.kept[alias] = answer.of(alias)
+        try:
+            return self._become(kind, identifier, alias, made.kept[alias], over=over)
+        except Gone:
+            self._drop(kind, identifier, pool, only=alias, made=made)
+            raise
+
+    def _drop(
+        self, kind: str, identifier: str, pool: str, *, only: str | None = None, made: Note | None = None
+    ) -> None:
         """Delete what was tried in vain, or one of that; what cannot be deleted now goes with the object.
 
         What became the object stays, also where whoever wrote that down was not told that it is written.
+        `made` tells what the driver told of that one, where no note does.
         """
         doomed: dict[str, int] = {}
 
@@ -117,7 +139,9 @@ class CinderObjects:
         present = self._note(kind, identifier)
         if present is not None and (only is not None or any(present.tries.values())):
             present = Note.of(self._bridge.remembered().change(kind, identifier, step)) or present
-        note = present or Note(size=1)
+        note = present or made or Note(size=1)
+        if made is not None:
+            note.kept = {**made.kept, **note.kept}
         for alias in doomed if only is None else {only} - {note.live}:
             with contextlib.suppress(StorageError):
                 self._remove(kind, identifier, note, alias, pool)
@@ -143,13 +167,13 @@ class CinderObjects:
             return
         note, alias = self._try("volume", volume.id, gib(volume.length), pool=volume.pool)
         answer = build(self._volume(volume, note, alias))
-        self._settle("volume", volume.id, alias, answer, volume.pool)
+        self._settle("volume", volume.id, note, alias, answer, volume.pool)
 
-    def _settle(self, kind: str, identifier: str, alias: str, answer: Answer, pool: str) -> None:
-        became = self._become(kind, identifier, alias, answer.of(alias))
+    def _settle(self, kind: str, identifier: str, made: Note, alias: str, answer: Answer, pool: str) -> None:
+        became = self._claim(kind, identifier, made, alias, answer, pool)
         self._drop(kind, identifier, pool)
         if became.live != alias:
-            self._drop(kind, identifier, pool, only=alias)
+            self._drop(kind, identifier, pool, only=alias, made=made)
 
     def _delete(self, kind: str, identifier: str, pool: str) -> None:
         note = self._note(kind, identifier)

@@ -165,6 +165,48 @@ def test_a_delete_forgets_nothing_that_it_has_not_deleted(
     assert (bridge.remembered().all("volume"), array.holds()) == ({}, [])
 
 
+def test_what_was_made_after_it_was_deleted_is_not_left_at_the_array(
+    array: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow worker whose work another has done, and then undone, knows alone of what it has made."""
+    one, two, driver = volume(), volume(), array.driver
+    frozen = SnapshotRef(str(uuid.uuid4()), two.id, 1, "fast")
+    driver.create(two)
+    driver.create_snapshot(SnapshotRef(str(uuid.uuid4()), two.id, 1, "fast"), in_use=False, progress=quiet)
+    call, held = driver._bridge.call, array.holds()
+
+    def freeze() -> None:
+        driver.create_snapshot(frozen, in_use=False, progress=quiet)
+
+    def replace() -> None:
+        driver.create(one)
+        driver.replace(one, two, quiet)
+
+    for late, make, undo in (
+        ("create_volume", partial(driver.create, one), partial(driver.delete, one)),
+        ("create_snapshot", freeze, partial(driver.delete_snapshot, frozen)),
+        ("create_cloned_volume", replace, partial(driver.delete, one)),
+    ):
+
+        def overtaken(
+            method: str,
+            *words: Any,
+            late: str = late,
+            make: Callable[[], None] = make,
+            undo: Callable[[], None] = undo,
+        ) -> Any:
+            if method == late:
+                monkeypatch.setattr(driver._bridge, "call", call)
+                make()
+                undo()
+            return call(method, *words)
+
+        monkeypatch.setattr(driver._bridge, "call", overtaken)
+        with pytest.raises(StorageError, match="dropped meanwhile"):
+            make()
+        assert array.holds() == held, late
+
+
 def test_a_driver_that_dies_in_the_middle_of_its_answer_is_started_again(array: Array) -> None:
     one = volume()
     array.driver.create(one)
