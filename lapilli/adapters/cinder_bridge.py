@@ -236,6 +236,7 @@ class _Child:
         self._waiting: dict[int, tuple[Future[dict[str, Any]], str | None]] = {}
         self._table = threading.Lock()
         self._last = 0
+        self._secrets: list[str] = []
         self.alive = True
         ours, theirs = socket.socketpair()
         self._socket = ours
@@ -267,6 +268,7 @@ class _Child:
 
     def begin(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Tell the configuration; what the driver tells of itself. Raises `StorageError`, `ConfigError`."""
+        self._secrets = cinder_host.secrets_of(settings["options"])
         self._send(settings)
         try:
             answer = self._ready.result(_START)
@@ -322,6 +324,10 @@ class _Child:
         if "log" in message:
             level, name, text = message["log"]
             self._log.log(level, "%s", text, extra={"fields": {"source": name}})
+        elif "secrets" in message:
+            self._secrets = message["secrets"]
+            with contextlib.suppress(Ended):
+                self._send({})
         elif "ready" in message:
             self._ready.set_result(message)
         else:
@@ -333,7 +339,8 @@ class _Child:
         """Log what the process writes: it should not, but libraries do."""
         if self._process.stdout is not None:
             for line in self._process.stdout:
-                self._log.info("%s", line.decode(errors="replace").rstrip())
+                text = line.decode(errors="replace").rstrip()
+                self._log.info("%s", cinder_host.masked(text, self._secrets))
 
     def end(self) -> None:
         """Let go of the process; whoever waits for it is told."""

@@ -95,19 +95,21 @@ class Teller(logging.Handler):
                 text += "\n" + "".join(traceback.format_exception(*record.exc_info))
             self._channel.send({"log": [record.levelno, record.name, self.without_secrets(text)]})
         except Exception:
-            self.handleError(record)
+            with contextlib.suppress(Exception):  # its arguments may be secret
+                text = "A line of the log could not be put together."
+                self._channel.send({"log": [record.levelno, record.name, text]})
 
     def learn(self, secrets: set[str]) -> None:
-        """Keep more to itself."""
+        """Keep more to itself, and wait until the service does so, too: it logs what this process writes."""
         self._secrets = sorted({*self._secrets, *secrets}, key=len, reverse=True)
+        self._channel.send({"secrets": self._secrets})
+        self._channel.receive()
 
     def without_secrets(self, text: str) -> str:
         """The text, fit for everybody's eyes."""
         from oslo_utils import strutils  # noqa: PLC0415 - Cinder's own packages are there only by now
 
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return strutils.mask_password(text)
+        return strutils.mask_password(masked(text, self._secrets))
 
 
 class Records:
@@ -258,7 +260,7 @@ class Host:
     def __init__(self, settings: dict, channel: Channel) -> None:
         self._settings = settings
         self.directory = _scratch(settings["directory"])
-        self._teller = Teller(channel, _secrets(settings["options"]))
+        self._teller = Teller(channel, secrets_of(settings["options"]))
         self.driver = self._records = None
 
     def start(self) -> dict:
@@ -415,7 +417,15 @@ def _ini(settings: dict, scratch: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _secrets(options: dict) -> list[str]:
+def masked(text: str, secrets: list[str]) -> str:
+    """The text without these."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def secrets_of(options: dict) -> list[str]:
+    """Values of a section that nobody is to read, the longest first."""
     found = {value for key, value in options.items() if _sounds_secret(key)}
     return sorted((value for value in found if len(value) > 3), key=len, reverse=True)
 

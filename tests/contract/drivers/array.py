@@ -38,6 +38,8 @@ class ArrayDriver(driver.BaseVD):
 
     def do_setup(self, context):
         LOG.warning("logging in with %s", self.configuration.array_password)
+        LOG.warning("in session %d", self.configuration.array_password)  # as it happens: this fails
+        print("the array knows", self.configuration.array_password, flush=True)
 
     def check_for_setup_error(self):
         if not os.path.isdir(self._directory):

@@ -573,6 +573,8 @@ def test_the_drivers_log_is_ours_without_its_secrets(
     (line,) = [each for each in caplog.records if "logging in" in each.getMessage()]
     assert (line.name, line.levelname) == ("lapilli.cinder.array", "WARNING")
     assert "***" in line.getMessage()
+    assert "could not be put together" in caplog.text
+    until(lambda: "the array knows ***" in caplog.text)
     assert PASSWORD not in caplog.text
 
 
@@ -584,6 +586,7 @@ def test_a_cinder_conf_is_read_before_the_section(tmp_path: Path, caplog: pytest
         made.driver.start()
         made.kill()
     assert "logging in with ***" in caplog.text
+    until(lambda: "the array knows ***" in caplog.text)
     assert PASSWORD not in caplog.text
 
 
