@@ -366,19 +366,28 @@ class Host:
         return kept
 
     def answer(self, channel: Channel, message: dict) -> None:
-        """Carry out one call, and tell what came of it."""
+        """Carry out one call, and tell what came of it, whatever that is: the service waits for it."""
         try:
             answer = self.call(message["call"], message["with"])
-        except Exception as problem:
-            answer = {"error": self.error(problem)}
-            if not {"NotImplementedError", "CinderException"} & set(answer["error"]["kinds"]):
-                logging.getLogger("driver").warning("%s failed", message["call"], exc_info=True)
-        channel.send({"id": message["id"], **answer})
+        except BaseException as problem:  # time limits of eventlet are no others
+            answer = self._failed(message["call"], problem)
+        try:
+            channel.send({"id": message["id"], **answer})
+        except Exception as problem:  # JSON has no words for it
+            channel.send({"id": message["id"], **self._failed(message["call"], problem)})
+
+    def _failed(self, method: str, problem: BaseException) -> dict:
+        answer = {"error": self.error(problem)}
+        if not {"NotImplementedError", "CinderException"} & set(answer["error"]["kinds"]):
+            logging.getLogger("driver").warning("%s failed", method, exc_info=problem)
+        return answer
 
     def error(self, problem: BaseException) -> dict:
         """An exception, as the service is told of it."""
         kinds = [each.__name__ for each in type(problem).__mro__]
-        text = str(problem) or type(problem).__name__
+        text = type(problem).__name__
+        with contextlib.suppress(Exception):
+            text = str(problem) or text
         with contextlib.suppress(ImportError):  # without Cinder, no secret was read
             text = self._teller.without_secrets(text)
         return {"kinds": kinds, "text": text}

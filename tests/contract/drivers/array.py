@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 
+import eventlet
 from cinder import exception
 from cinder.volume import driver
 from oslo_config import cfg
@@ -117,7 +118,10 @@ class ArrayDriver(driver.BaseVD):
         self._delete(snapshot)
 
     def extend_volume(self, volume, new_size):
+        if new_size == 67:
+            raise eventlet.Timeout(1)
         self._change(lambda objects: self._find(objects, volume).update(size=new_size))
+        return {("no", "name"): "of JSON's"} if new_size == 66 else None
 
     def create_export(self, context, volume, connector):
         return {"provider_auth": f"CHAP {volume.name} {uuid.uuid4().hex[:16]}"}

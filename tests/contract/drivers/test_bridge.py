@@ -244,6 +244,16 @@ def test_a_call_that_hangs_is_given_up_and_not_doubled(tmp_path: Path) -> None:
     slow.kill()
 
 
+def test_an_answer_comes_whatever_the_driver_does(tmp_path: Path) -> None:
+    array, one = Array(tmp_path, cinder_timeout=20), volume()
+    array.driver.create(one)
+    for odd, told in ((66, "TypeError"), (67, "Timeout")):
+        with pytest.raises(StorageError, match=f"driver failed .{told}."):
+            array.driver.extend(one, odd)
+    array.driver.delete(one)
+    array.kill()
+
+
 def test_each_host_is_let_in_and_out_by_its_name(array: Array) -> None:
     one = volume()
     array.driver.create(one)
