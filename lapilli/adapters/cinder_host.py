@@ -16,6 +16,7 @@ import fcntl
 import json
 import logging
 import os
+import select
 import shutil
 import socket
 import struct
@@ -66,6 +67,12 @@ class Channel:
         head = self._exactly(_LENGTH.size)
         body = None if head is None else self._exactly(_LENGTH.unpack(head)[0])
         return None if body is None else json.loads(body)
+
+    def wait_for_end(self) -> None:
+        """Return when the service is gone, whatever it has sent before."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)  # and POLLHUP, which is always told
+        poll.poll()
 
     def _exactly(self, length: int) -> bytes | None:
         parts = bytearray()
@@ -468,6 +475,12 @@ def _template(name: str) -> str:
     return getattr(cfg.CONF, name)
 
 
+def _end_with(channel: Channel, directory: str) -> None:
+    channel.wait_for_end()
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(0)
+
+
 def main() -> None:
     """Serve until the service is gone."""
     channel = Channel(int(sys.argv[1]))
@@ -475,6 +488,8 @@ def main() -> None:
     if settings is None:
         return
     host = Host(settings, channel)
+    # a driver may hang before anything else is read
+    threading.Thread(target=_end_with, args=(channel, host.directory), daemon=True).start()
     try:
         try:
             ready = host.start()

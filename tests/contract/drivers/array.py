@@ -3,7 +3,8 @@
 It runs in the environment that has Cinder. As many do, it gives each object an id of its own, finds it by
 nothing else, and exports volumes to named hosts with a CHAP account; it can neither revert nor take anything
 over. A file `hang` or `die` beside its own makes it do so when it has done what it was told, and before it
-answers; `tear` lets it die in the middle of its answer, and with `keep` it removes no export.
+answers; `tear` lets it die in the middle of its answer, and with `keep` it removes no export. With
+`wait` it does not start.
 """
 # ruff: noqa: ARG002 - Cinder calls these methods with all of that
 
@@ -39,6 +40,11 @@ class ArrayDriver(driver.BaseVD):
 
     def do_setup(self, context):
         LOG.warning("logging in with %s", self.configuration.array_password)
+        wait = os.path.join(self._directory, "wait")
+        if os.path.exists(wait):
+            os.symlink(str(os.getpid()), wait + "s")  # who waits
+        while os.path.exists(wait):
+            time.sleep(0.02)
         LOG.warning("in session %d", self.configuration.array_password)  # as it happens: this fails
         print("the array knows", self.configuration.array_password, flush=True)
 

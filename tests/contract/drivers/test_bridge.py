@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -25,6 +26,7 @@ from lapilli.errors import Busy, ConfigError, DatabaseUnavailable, InvalidInput,
 from lapilli.ports.driver import GIB, SnapshotRef, VolumeRef
 from lapilli.ports.target import ExportSpec
 from tests.ceph.cluster import Cluster
+from tests.clouds import machine
 from tests.contract.drivers import bridged
 from tests.service import until
 
@@ -598,6 +600,35 @@ def test_a_cinder_conf_is_read_before_the_section(tmp_path: Path, caplog: pytest
     assert "logging in with ***" in caplog.text
     until(lambda: "the array knows ***" in caplog.text)
     assert PASSWORD not in caplog.text
+
+
+SERVICE = """
+import pathlib, sys
+from tests.contract.drivers.test_bridge import Array
+array = Array(pathlib.Path(sys.argv[1]))
+array.mark("wait")
+array.driver.start()
+"""
+
+
+def test_a_driver_that_starts_ends_with_the_service(tmp_path: Path) -> None:
+    service = subprocess.Popen([sys.executable, "-c", SERVICE, tmp_path], cwd=machine.ROOT)
+    waits = tmp_path / "array/waits"
+    try:
+        until(waits.is_symlink)
+    finally:
+        service.kill()
+        service.wait()
+    process = int(waits.readlink().name)
+    until(lambda: not _runs(process))
+    assert list((tmp_path / "cinder-array").glob("scratch-*")) == []
+
+
+def _runs(process: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()  # nobody may have waited for it
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 WRONG = [
