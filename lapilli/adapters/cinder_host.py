@@ -130,6 +130,18 @@ class Records:
         models.BASE.metadata.create_all(api.get_engine())
         os.chmod(path, 0o600)
 
+    def begin(self, context, volumes: list[dict]) -> None:
+        """Enter all volumes at once, of which no record is there yet: there may be very many."""
+        with self._lock, self._writing(context) as session:
+            kinds = {}
+            for told in {each["id"]: each for each in volumes}.values():
+                kind = told.get("type")
+                key = kind["id"] if kind else None
+                if key not in kinds:
+                    kinds[key] = self._merge_type(session, kind)
+                session.add(self._row(told, kinds[key]))
+                session.add_all(self._rows_below(told))
+
     def volume(self, context, told: dict):
         """The record of a volume as the service has it now."""
         from cinder import objects  # noqa: PLC0415
@@ -190,34 +202,39 @@ class Records:
         return self._api.main_context_manager.writer.using(context)
 
     def _merge_volume(self, session, told: dict) -> None:
-        models, identifier = self._models, told["id"]
+        models = self._models
+        session.merge(self._row(told, self._merge_type(session, told.get("type"))))
+        for table in (models.VolumeMetadata, models.VolumeAdminMetadata, models.VolumeAttachment):
+            session.query(table).filter_by(volume_id=told["id"]).delete()
+        session.add_all(self._rows_below(told))
+
+    def _row(self, told: dict, kind: str):
         kept = told.get("kept", {})
-        session.merge(
-            models.Volume(
-                id=identifier,
-                size=told["size"],
-                host=told.get("host", self._host),
-                status=told.get("status", "available"),
-                attach_status="attached" if told.get("attachments") else "detached",
-                project_id=told.get("project_id"),
-                user_id=told.get("user_id"),
-                display_name=told.get("display_name") or identifier,
-                volume_type_id=self._merge_type(session, told.get("type")),
-                multiattach=bool(told.get("multiattach")),
-                use_quota=True,
-                **{key: kept.get(key) for key in KEPT},
-            )
+        return self._models.Volume(
+            id=told["id"],
+            size=told["size"],
+            host=told.get("host", self._host),
+            status=told.get("status", "available"),
+            attach_status="attached" if told.get("attachments") else "detached",
+            project_id=told.get("project_id"),
+            user_id=told.get("user_id"),
+            display_name=told.get("display_name") or told["id"],
+            volume_type_id=kind,
+            multiattach=bool(told.get("multiattach")),
+            use_quota=True,
+            **{key: kept.get(key) for key in KEPT},
         )
+
+    def _rows_below(self, told: dict) -> list:
+        models, identifier, rows = self._models, told["id"], []
         for name, table in (
             ("metadata", models.VolumeMetadata),
             ("admin_metadata", models.VolumeAdminMetadata),
         ):
-            session.query(table).filter_by(volume_id=identifier).delete()
-            for key, value in (kept.get(name) or {}).items():
-                session.add(table(volume_id=identifier, key=key, value=value))
-        session.query(models.VolumeAttachment).filter_by(volume_id=identifier).delete()
+            for key, value in (told.get("kept", {}).get(name) or {}).items():
+                rows.append(table(volume_id=identifier, key=key, value=value))
         for number, connector in enumerate(told.get("attachments", ())):
-            session.add(
+            rows.append(
                 models.VolumeAttachment(
                     id=f"{identifier[:-4]}{number:04x}",
                     volume_id=identifier,
@@ -227,6 +244,7 @@ class Records:
                     connector=json.dumps(connector),
                 )
             )
+        return rows
 
     def _merge_type(self, session, told: dict | None) -> str:
         models = self._models
@@ -285,8 +303,7 @@ class Host:
         coordination.COORDINATOR.start()
         self._context = context.get_admin_context
         self._records = Records(os.path.join(self.directory, "records.sqlite"), self._settings["host"])
-        for told in self._settings["volumes"]:
-            self._records.volume(self._context(), told)
+        self._records.begin(self._context(), self._settings["volumes"])
         self.driver = importutils.import_object(
             self._settings["driver"],
             configuration=backend,

@@ -17,7 +17,7 @@ import time
 import uuid
 
 import eventlet
-from cinder import exception
+from cinder import exception, objects
 from cinder.volume import driver
 from oslo_config import cfg
 from oslo_log import log
@@ -40,6 +40,8 @@ class ArrayDriver(driver.BaseVD):
 
     def do_setup(self, context):
         LOG.warning("logging in with %s", self.configuration.array_password)
+        known = objects.VolumeList.get_all_by_host(context, self.host)
+        LOG.info("%d volumes, told of them: %s", len(known), [dict(each.metadata) for each in known][:1])
         wait = os.path.join(self._directory, "wait")
         if os.path.exists(wait):
             os.symlink(str(os.getpid()), wait + "s")  # who waits

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lapilli.adapters import qemu
-from lapilli.adapters.cinder_bridge import CinderOptions, bridge_of
+from lapilli.adapters.cinder_bridge import CinderOptions, Note, bridge_of
 from lapilli.adapters.drivers.cinder import CinderDriver
 from lapilli.adapters.targets.cinder import CinderTarget
 from lapilli.errors import Busy, ConfigError, DatabaseUnavailable, InvalidInput, StorageError, Unsupported
@@ -28,7 +28,7 @@ from lapilli.ports.target import ExportSpec
 from tests.ceph.cluster import Cluster
 from tests.clouds import machine
 from tests.contract.drivers import bridged
-from tests.service import until
+from tests.service import PATIENCE, until
 
 pytestmark = pytest.mark.ceph  # for the environment with Cinder, which only those tests make
 PASSWORD = "a-password-of-the-array"
@@ -629,6 +629,21 @@ def _runs(process: int) -> bool:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()  # nobody may have waited for it
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_driver_with_thousands_of_volumes_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    many = 5000
+    made = Array(tmp_path)
+    remembered = made.driver._bridge.remembered()
+    kept = {"provider_id": "1", "metadata": {"told": "before"}}
+    notes = {each: Note(live=each, size=1, kept={each: kept}).plain() for each in map(str, range(many))}
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patched, caplog.at_level(logging.INFO, "lapilli"):
+        patched.setattr(remembered, "all", lambda _: notes)
+        made.driver.start()
+    assert time.monotonic() - began < 12 * PATIENCE, "20000 have 120 seconds"
+    assert f"{many} volumes, told of them: [{{'told': 'before'}}]" in caplog.text
+    made.kill()
 
 
 WRONG = [
