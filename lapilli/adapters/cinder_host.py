@@ -420,19 +420,29 @@ class Host:
 def _scratch(directory: str) -> str:
     """A directory that lives as long as this process; what killed ones have left goes."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    for entry in os.scandir(directory):
-        if entry.name.startswith("scratch-"):
-            lock = os.open(entry.path, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry.path, ignore_errors=True)
-            except OSError:
-                pass  # another process lives in it
-            finally:
-                os.close(lock)
-    made = tempfile.mkdtemp(prefix="scratch-", dir=directory)
-    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)  # held until the process ends
-    return made
+    guard = os.open(os.path.join(directory, "scratch.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # a fresh one looks like a left one until it is locked
+        for entry in list(os.scandir(directory)):
+            if entry.name.startswith("scratch-"):
+                _remove_left(entry.path)
+        made = tempfile.mkdtemp(prefix="scratch-", dir=directory)
+        fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)  # held until the process ends
+        return made
+    finally:
+        os.close(guard)
+
+
+def _remove_left(scratch: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # its process has ended, and removed it
+        lock = os.open(scratch, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
+        except OSError:
+            pass  # another process lives in it
+        finally:
+            os.close(lock)
 
 
 def _ini(settings: dict, scratch: str) -> str:

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lapilli.adapters import qemu
+from lapilli.adapters import cinder_host, qemu
 from lapilli.adapters.cinder_bridge import CinderOptions, Note, bridge_of
 from lapilli.adapters.drivers.cinder import CinderDriver
 from lapilli.adapters.targets.cinder import CinderTarget
@@ -644,6 +646,35 @@ def test_a_driver_with_thousands_of_volumes_starts(tmp_path: Path, caplog: pytes
     assert time.monotonic() - began < 12 * PATIENCE, "20000 have 120 seconds"
     assert f"{many} volumes, told of them: [{{'told': 'before'}}]" in caplog.text
     made.kill()
+
+
+def test_processes_that_start_at_once_leave_each_other_their_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, look, others = tempfile.mkdtemp, os.scandir, []
+
+    def overtaken(**words: Any) -> str:
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        made = make(**words)
+        others.append(threading.Thread(target=cinder_host._scratch, args=(str(tmp_path),)))
+        others[0].start()
+        others[0].join(0.5)  # it waits, or has done all by then
+        return made
+
+    def outdated(path: str) -> list[os.DirEntry[str]]:
+        monkeypatch.setattr(os, "scandir", look)
+        seen = list(look(path))
+        gone.rmdir()
+        return seen
+
+    (tmp_path / "scratch-left").mkdir()
+    (gone := tmp_path / "scratch-gone").mkdir()
+    monkeypatch.setattr(os, "scandir", outdated)
+    monkeypatch.setattr(tempfile, "mkdtemp", overtaken)
+    mine = cinder_host._scratch(str(tmp_path))
+    others[0].join()
+    assert Path(mine).is_dir()
+    assert len(list(tmp_path.glob("scratch-*"))) == 2, "and what was left is gone"
 
 
 WRONG = [
