@@ -71,14 +71,14 @@ class Several:
         os.kill(self.processes[name].pid, number)
 
     def pause(self, name: str) -> None:
-        """SIGSTOP, but not while it is writing to an SQLite database, which would stop everybody else."""
-        lock = self.service.state_dir / "lapilli.sqlite.lock"
+        """SIGSTOP, but not while it holds what would stop everybody else: an SQLite database, or faults."""
+        locks = list(self.service.state_dir.glob("sim-*/faults.json.lock"))
+        if databases.chosen == "sqlite":
+            locks.append(self.service.state_dir / "lapilli.sqlite.lock")
         while True:
             self.signal(name, signal.SIGSTOP)
-            if databases.chosen != "sqlite":
-                return
-            with lock.open("ab") as file, contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.01)  # its threads stop one after another
+            if all(_is_free(lock) for lock in locks):
                 return
             self.signal(name, signal.SIGCONT)
             time.sleep(0.02)
@@ -144,3 +144,10 @@ def several(tmp_path: Path) -> Iterator[Several]:
     made = Several(tmp_path)
     yield made
     made.end()
+
+
+def _is_free(lock: Path) -> bool:
+    with lock.open("ab") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
