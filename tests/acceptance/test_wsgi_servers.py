@@ -59,6 +59,7 @@ def served(request: pytest.FixtureRequest, own_service: Service) -> Iterator[Ser
         own_service.process = server
         try:
             own_service.wait_until_up()
+            own_service.wait_for_backends()  # of the roles, which may start more slowly than the server
             yield own_service
         finally:
             for process in (server, roles):
