@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lapilli.config import option
@@ -98,7 +98,7 @@ class FilePool:
         """One pool; sizes from the file system, `allocated_blocks_gb` from the files' blocks."""
         with _plainly("measure the pool"):
             space = os.statvfs(self._root)
-            blocks = sum(self._blocks(kind) for kind in ("volumes", "snapshots"))
+            blocks = self._measured(lambda status: status.st_blocks * 512)
         return [
             PoolStats(
                 pool=self.pool,
@@ -146,13 +146,15 @@ class FilePool:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(base + suffix)
 
-    def _blocks(self, kind: str) -> int:
-        with os.scandir(os.path.join(self._root, kind)) as entries:
-            total = 0
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # removed while we look
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-            return total
+    def _measured(self, measure: Callable[[os.stat_result], int]) -> int:
+        """The sum of a measure of all volumes and snapshots."""
+        total = 0
+        for kind in ("volumes", "snapshots"):
+            with os.scandir(os.path.join(self._root, kind)) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # removed while we look
+                        total += measure(entry.stat(follow_symlinks=False))
+        return total
 
     # -- volumes and snapshots --------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -87,17 +87,9 @@ class Sim(FilePool):
     def pools(self) -> Sequence[PoolStats]:
         """One pool whose free space is the capacity less the nominal size of what it holds."""
         (measured,) = super().pools()
-        held = sum(self._nominal(kind) for kind in ("volumes", "snapshots"))
-        free = max(0.0, round(self._capacity - held / GIB, 2))
+        held = self._measured(lambda status: status.st_size) / GIB
+        free = max(0.0, round(self._capacity - held, 2))
         return [msgspec.structs.replace(measured, total_gb=float(self._capacity), free_gb=free)]
-
-    def _nominal(self, kind: str) -> int:
-        with os.scandir(os.path.join(self._root, kind)) as entries:
-            total = 0
-            for entry in entries:
-                with suppress(FileNotFoundError):  # removed while we look
-                    total += entry.stat().st_size
-            return total
 
     def create_snapshot(self, snapshot: SnapshotRef, *, in_use: bool, progress: Progress) -> None:
         """As of the file pool, but of volumes in use too: nothing precious is on a simulator."""
